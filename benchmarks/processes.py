@@ -1,0 +1,131 @@
+"""Measure whole processes: wall time and peak resident memory of one child, on one thread.
+
+The kernel counts into a child's peak what the parent held when it was forked, so this file and the drivers
+import nothing beyond the standard library. The one-minute load average is read before and after each run; a
+run that shared the machine is made again, and after some tries is kept and marked as noisy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+QUIET_LOAD = 1.5
+TRIES = 4
+PAUSE = 30.0  # seconds between tries
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one child took."""
+
+    wall: float  # seconds
+    peak_rss: int  # bytes
+    load: float  # the larger one-minute load average of before and after
+    noisy: bool
+    returncode: int
+    report: dict[str, Any]  # the last line of its output, if that is JSON
+    error: str  # the end of its error output, if it failed
+
+
+def one_thread() -> dict[str, str]:
+    """The environment of a child: one thread, no network."""
+    single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    return {**os.environ, **single, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run(command: list[str]) -> Measurement:
+    """Run a child once."""
+    before = os.getloadavg()[0]
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        started = time.perf_counter()
+        child = subprocess.Popen(command, stdout=output, stderr=errors, env=one_thread())
+        _, status, usage = os.wait4(child.pid, 0)
+        wall = time.perf_counter() - started
+        child.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        errors.seek(0)
+        printed, complaint = output.read().decode(), errors.read().decode()
+    load = max(before, os.getloadavg()[0])
+    return Measurement(
+        wall=wall,
+        peak_rss=usage.ru_maxrss * 1024,
+        load=load,
+        noisy=load > QUIET_LOAD,
+        returncode=child.returncode,
+        report=last_json(printed),
+        error=complaint[-2000:] if child.returncode else "",
+    )
+
+
+def measure(command: list[str], label: str, prepare: Callable[[], None] | None = None) -> Measurement:
+    """Run a child until a run was quiet, at most TRIES times; `prepare()` is called before each."""
+    for attempt in range(1, TRIES + 1):
+        wait_for_quiet()
+        if prepare:
+            prepare()
+        taken = run(command)
+        state = "failed" if taken.returncode else "noisy" if taken.noisy else "ok"
+        cost = f"{taken.wall:.1f} s, {taken.peak_rss / 2**20:.0f} MiB"
+        print(f"  {label}: {cost}, load {taken.load:.2f}, {state}", flush=True)
+        if taken.returncode or not taken.noisy or attempt == TRIES:
+            break
+    return taken
+
+
+def wait_for_quiet() -> None:
+    """Wait a little while the machine is busy."""
+    for _ in range(TRIES):
+        if os.getloadavg()[0] <= QUIET_LOAD:
+            return
+        time.sleep(PAUSE)
+
+
+def last_json(printed: str) -> dict[str, Any]:
+    """The JSON object in the last line of an output, or nothing."""
+    lines = printed.strip().splitlines()
+    try:
+        found = json.loads(lines[-1]) if lines else {}
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def hardware() -> dict[str, Any]:
+    """The machine that the numbers hold for."""
+    cpu = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
+        cpu = names[0] if names else cpu
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory": memory,
+        "system": platform.platform(),
+        "threads": 1,
+    }
+
+
+def write_results(name: str, content: dict[str, Any], directory: Path) -> Path:
+    """Write results/<name>-<date>.json with the date and the machine."""
+    now = datetime.now(UTC)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name}-{now:%Y-%m-%d-%H%M}.json"
+    document = {"date": now.isoformat(timespec="seconds"), "hardware": hardware(), **content}
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(document, indent=2, default=asdict) + "\n")
+    os.replace(partial, path)
+    return path

@@ -1,0 +1,1 @@
+"""Block-wise activation capture and the statistics that methods ask for."""

@@ -1,0 +1,223 @@
+"""One block with what calibration saw of it: statistics per layer, and calls of sub-modules that can be replayed.
+
+`observe` runs a block once over all calibration batches with hooks on its layers. Layers that receive the very same
+tensor share one set of running sums. The fused experts of a mixture have no module per expert, so their inputs are
+sorted by expert where they enter, and the inputs of the down projections are recomputed there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modicum.calibrate.statistics import Statistics
+from modicum.models.anatomy import Block, ExpertsView, Layer, ResolvedFold
+
+CALL_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments of one call of a sub-module."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class CalibratedBlock:
+    """A block whose weights are in memory, and what calibration knows of it.
+
+    Attributes:
+        block: the block.
+        statistics: running sums by layer name; layers with one input share the object.
+        calls: recorded calls by sub-module path, at most `CALL_TOKENS` input vectors each.
+        references: the weight that each touched layer should reproduce, [out, in]; moves along with scale migration.
+    """
+
+    block: Block
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    references: dict[str, Tensor] = field(default_factory=dict)
+
+    def layer_statistics(self, layer: Layer) -> Statistics:
+        """Statistics of one layer; those of white noise where no token reached it (an expert nobody asked)."""
+        found = self.statistics.get(layer.name)
+        if found is None:
+            return Statistics()
+        if found.tokens:
+            return found
+        return Statistics.of_white_noise(found.wanted, layer.in_features, layer.weight.device)
+
+    def replay(self, parent: str) -> list[Tensor]:
+        """Outputs of the sub-module `parent` on its recorded calls, with the block's weights as they are now."""
+        module = _submodule(self.block, parent)
+        outputs = [module(*call.args, **call.kwargs) for call in self.calls[parent]]
+        return [output[0] if isinstance(output, tuple) else output for output in outputs]
+
+    def migrate(self, fold: ResolvedFold, scale: Tensor) -> None:
+        """Apply a fold, and bring statistics and reference weights along.
+
+        Args:
+            fold: where the scale moves from and to.
+            scale: [fold.features], positive.
+        """
+        fold.apply(scale)
+        shared = {id(found): found for layer in fold.targets if (found := self.statistics.get(layer.name))}
+        for found in shared.values():
+            found.divide_inputs(scale)
+        for layer in fold.targets:
+            self._rescale_reference(layer.name, scale)
+        if isinstance(fold.source, Layer):
+            self._rescale_reference(fold.source.name, 1 / scale[:, None])
+
+    def _rescale_reference(self, name: str, factor: Tensor) -> None:
+        if name in self.references:
+            reference = self.references[name]
+            self.references[name] = (reference.float() * factor).to(reference.dtype)
+
+
+def _submodule(block: Block, path: str) -> nn.Module:
+    return block.module.get_submodule(path.removeprefix(block.name).lstrip("."))
+
+
+@torch.no_grad()
+def observe(
+    block: Block,
+    run: Callable[[int, Tensor], Tensor],
+    hidden: Sequence[Tensor],
+    wanted: Mapping[str, frozenset[str]],
+    parents: Collection[str] = (),
+    masks: Sequence[Tensor | None] = (),
+) -> CalibratedBlock:
+    """Run `block` once over all batches and collect what is wanted of its layers.
+
+    Args:
+        block: its weights must be in memory.
+        run: `run(i, hidden)` gives the block's output for batch i.
+        hidden: block inputs, one tensor per batch.
+        wanted: statistics by layer name.
+        parents: paths of sub-modules whose calls are to be recorded.
+        masks: bool [batch, tokens] per batch, False at padding, which is left out of the statistics.
+    """
+    calibrated = CalibratedBlock(block, {name: Statistics(kinds) for name, kinds in wanted.items()})
+    taps = _Taps(calibrated.statistics)
+    with _hooks(block, taps, wanted), _recording(calibrated, parents):
+        for i, states in enumerate(hidden):
+            taps.begin(masks[i] if i < len(masks) else None)
+            run(i, states)
+    return calibrated
+
+
+class _Taps:
+    """Feeds layer inputs into running sums, once per distinct tensor."""
+
+    def __init__(self, statistics: dict[str, Statistics]) -> None:
+        self.statistics = statistics
+        # Holding the tensors of the current batch keeps their identities from being reused.
+        self.seen: dict[int, tuple[Tensor, Statistics]] = {}
+        self.mask: Tensor | None = None
+
+    def begin(self, mask: Tensor | None) -> None:
+        self.seen.clear()
+        self.mask = mask
+
+    def feed(self, layer: Layer, inputs: Tensor) -> None:
+        own = self.statistics[layer.name]
+        if id(inputs) not in self.seen:
+            self.seen[id(inputs)] = (inputs, own)
+            own.update(self._vectors(layer, inputs))
+            return
+        shared = self.seen[id(inputs)][1]
+        if shared is own:
+            return
+        if own.tokens == 0 and shared.wanted >= own.wanted:
+            self.statistics[layer.name] = shared
+        else:
+            own.update(self._vectors(layer, inputs))
+
+    def _vectors(self, layer: Layer, inputs: Tensor) -> Tensor:
+        if layer.kind == "conv2d":
+            return _patches(layer.module, inputs)
+        if self.mask is not None and inputs.shape[:-1] == self.mask.shape:
+            return inputs[self.mask.to(inputs.device)]
+        return inputs
+
+
+def _patches(module: nn.Module, images: Tensor) -> Tensor:
+    """What every output position of a convolution multiplies: [positions, in / groups * kh * kw]."""
+    assert isinstance(module, nn.Conv2d)
+    columns = F.unfold(images, module.kernel_size, module.dilation, module.padding, module.stride)
+    grouped = columns.unflatten(1, (module.groups, -1))  # [batch, groups, in / groups * kh * kw, positions]
+    return grouped.permute(0, 1, 3, 2).flatten(0, 2)
+
+
+@contextmanager
+def _hooks(block: Block, taps: _Taps, wanted: Mapping[str, frozenset[str]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for layer in block.layers:
+            if layer.name in wanted and layer.expert is None:
+                hook = layer.module.register_forward_pre_hook(_layer_hook(taps, layer))
+                stack.callback(hook.remove)
+        if block.experts and any(layer.name in wanted for layer in block.experts.layers):
+            hook = block.experts.module.register_forward_pre_hook(_experts_hook(taps, block.experts))
+            stack.callback(hook.remove)
+        yield
+
+
+def _layer_hook(taps: _Taps, layer: Layer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        taps.feed(layer, args[0])
+
+    return hook
+
+
+def _experts_hook(taps: _Taps, experts: ExpertsView) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        hidden, indices = args[0], args[1]  # [tokens, d], [tokens, k]
+        for expert in range(experts.num_experts):
+            routed = hidden[(indices == expert).any(1)]  # [routed, d]
+            if len(routed):
+                _feed_expert(taps, experts, expert, routed)
+
+    return hook
+
+
+def _feed_expert(taps: _Taps, experts: ExpertsView, expert: int, routed: Tensor) -> None:
+    gate, up, down = experts.gate[expert], experts.up[expert], experts.down[expert]
+    for layer in (gate, up):
+        if layer.name in taps.statistics:
+            taps.feed(layer, routed)
+    if down.name in taps.statistics:
+        fused: Any = experts.module
+        taps.feed(down, fused._apply_gate(F.linear(routed, fused.gate_up_proj[expert])))
+
+
+@contextmanager
+def _recording(calibrated: CalibratedBlock, parents: Collection[str]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for path in parents:
+            calls = calibrated.calls.setdefault(path, [])
+            module = _submodule(calibrated.block, path)
+            hook = module.register_forward_pre_hook(_record_hook(calls), with_kwargs=True)
+            stack.callback(hook.remove)
+        yield
+
+
+def _record_hook(calls: list[Call]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if sum(_vectors(call) for call in calls) < CALL_TOKENS:
+            calls.append(Call(args, kwargs))
+
+    return hook
+
+
+def _vectors(call: Call) -> int:
+    hidden = call.args[0] if call.args else call.kwargs["hidden_states"]
+    return int(hidden.shape[:-1].numel())

@@ -1,0 +1,1 @@
+"""On-disk layouts: safetensors shards, compressed-tensors, and modicum's own quantizer for transformers."""

@@ -1,0 +1,244 @@
+"""Second-order column sweep: change the weights of one column, let the later columns make up for it.
+
+A layer with inputs X has the output error tr(dW H dW^T) with H = X^T X. The sweep visits the columns of W
+once. At column c some weights are forced to new values q (zero, or a point of a grid); the error e = (w -
+q) / U_cc is then spread over the columns that are still free, W[:, c+1:] -= e U[c, c+1:], which is the
+optimal correction because U, the upper Cholesky factor of H^-1, holds exactly what the inverses of all the
+shrinking sub-problems would say. With q = 0 on a mask this is SparseGPT (arXiv 2301.00774), with q on an
+integer grid it is GPTQ (arXiv 2210.17323), and with both it prunes and quantises in one go: masked weights
+take the zero of the grid and their error is spread as well.
+
+Departures: U comes from one Cholesky factorisation and one triangular inverse instead of three
+factorisations (the same matrix, less rounding); masks have an exact count; a group's grid is always fitted
+to weights that carry all corrections of the columns before it, also when the group is shorter than a block.
+
+Work is lazy on two levels. Columns are updated one by one inside a sub-block of 32, the rest of a block of
+128 once per sub-block, and everything behind it once per block, each time with one matrix product. W is
+kept transposed, so that a column is contiguous. Nothing in the loop waits for a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from modicum.kernels.rounding import ColumnRounding, DynamicGrid, StaticGrid
+from modicum.kernels.selectors import Fixed, Selector, SemiStructured, Unstructured
+
+__all__ = [
+    "DynamicGrid",
+    "Fixed",
+    "NotPositiveDefinite",
+    "Selector",
+    "SemiStructured",
+    "StaticGrid",
+    "Swept",
+    "Unstructured",
+    "inverse_cholesky",
+    "sweep",
+]
+
+BLOCK = 128
+SUB_BLOCK = 32
+
+
+class NotPositiveDefinite(ArithmeticError):
+    """A Gram matrix that has no Cholesky factor even with strong damping in double precision."""
+
+
+def inverse_cholesky(gram: Tensor, damp: float) -> tuple[Tensor, Tensor, float]:
+    """The upper Cholesky factor U of H^-1 = U^T U, with H = gram + damp * mean(diag) * I.
+
+    Damping is doubled, up to 0.1, when the factorisation fails, and then tried once more in float64. Inputs
+    that never fired (zero diagonal) get the mean diagonal instead; their weights should be zeroed by the
+    caller.
+
+    Args:
+        gram: X^T X or a multiple of it, [in, in].
+        damp: fraction of the mean diagonal that is added to the diagonal.
+
+    Returns:
+        U float32 [in, in]; dead bool [in]; the damping that was used.
+
+    Raises:
+        NotPositiveDefinite: no factor was found.
+    """
+    gram = gram.float()
+    diagonal = gram.diagonal()
+    dead = diagonal == 0
+    mean = torch.where(dead.all(), 1.0, diagonal.sum() / (~dead).sum().clamp(min=1))
+    unit = gram / mean  # the mean diagonal is 1, so damping and dead inputs do not depend on the scale
+    unit.diagonal().masked_fill_(dead, 1.0)
+    for used, dtype in _damping_ladder(damp):
+        factor = _factor(unit.to(dtype), used)
+        if factor is not None:
+            return (factor / mean.to(dtype).sqrt()).float(), dead, used
+    raise NotPositiveDefinite(f"no Cholesky factor with damping up to {max(damp, 0.1)}")
+
+
+def _damping_ladder(damp: float) -> list[tuple[float, torch.dtype]]:
+    """damp, 2 damp, 4 damp ... 0.1 in float32, then the last one in float64."""
+    rungs = [damp]
+    while rungs[-1] < 0.1:
+        rungs.append(min(max(2 * rungs[-1], 0.01), 0.1))
+    return [(rung, torch.float32) for rung in rungs] + [(rungs[-1], torch.float64)]
+
+
+def _factor(unit: Tensor, damp: float) -> Tensor | None:
+    """U of unit + damp * I, or None when it has none."""
+    damped = unit.flip(0, 1)
+    damped.diagonal().add_(damp)
+    # H = R R^T with R upper triangular is an ordinary Cholesky factorisation of H read backwards; U = R^-1
+    lower, info = torch.linalg.cholesky_ex(damped)
+    if info.item() != 0:
+        return None
+    factor = _inverse_lower(lower).flip(0, 1)
+    return factor if bool(torch.isfinite(factor).all()) else None
+
+
+def _inverse_lower(lower: Tensor, leaf: int = 128) -> Tensor:
+    """The inverse of a lower triangular matrix by halves: half the time of a triangular solve with I."""
+    size = lower.shape[0]
+    if size <= leaf:
+        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        return torch.linalg.solve_triangular(lower, identity, upper=False)
+    half = size // 2
+    inverse = torch.zeros_like(lower)
+    inverse[:half, :half] = _inverse_lower(lower[:half, :half], leaf)
+    inverse[half:, half:] = _inverse_lower(lower[half:, half:], leaf)
+    inverse[half:, :half] = -(inverse[half:, half:] @ lower[half:, :half]) @ inverse[:half, :half]
+    return inverse
+
+
+@dataclass(frozen=True, eq=False)
+class Swept:
+    """What a sweep leaves behind.
+
+    Args:
+        weight: float32 [out, in], exactly zero where the mask is True, exactly on the grid if there is one.
+        mask: bool [out, in], True = pruned; None without a selector.
+        codes: int8 [out, in]; None without a grid.
+        scale: [out, groups] in its stored dtype; None without a grid.
+        zero_point: int32 [out, groups]; None without a grid or for a symmetric one.
+        loss: float32 scalar, sum of e^2 / 2: half the increase of tr(dW H dW^T) that the sweep expects.
+    """
+
+    weight: Tensor
+    mask: Tensor | None
+    codes: Tensor | None
+    scale: Tensor | None
+    zero_point: Tensor | None
+    loss: Tensor
+
+
+def sweep(
+    weight: Tensor,
+    factor: Tensor,
+    *,
+    selector: Selector | None = None,
+    grid: DynamicGrid | StaticGrid | None = None,
+    block_size: int = BLOCK,
+) -> Swept:
+    """Prune and/or quantise `weight` column by column, correcting the later columns for each error.
+
+    Args:
+        weight: [out, in]; columns of dead inputs should be zero. Not modified.
+        factor: U of `inverse_cholesky`, float32 [in, in], in the same column order.
+        selector: which weights are pruned; None = none.
+        grid: the grid they are rounded to; None = none.
+        block_size: columns per lazy update; changes speed, not results.
+
+    Returns:
+        The new weights with mask, codes and grid.
+
+    Raises:
+        InvalidSetting: the row length does not suit the selector.
+    """
+    state = _State(weight, factor, selector, grid)
+    width = weight.shape[1]
+    outer = _cuts(width, block_size, state.spans)
+    inner = sorted({*outer, *_cuts(width, min(block_size, SUB_BLOCK), state.spans)})
+    for start, stop in pairwise(outer):
+        errors = torch.empty_like(state.columns[start:stop])  # [block, out]
+        for first, last in pairwise([c for c in inner if start <= c <= stop]):
+            recent = errors[first - start : last - start]
+            state.visit(first, last, recent)
+            if last < stop:
+                state.columns[last:stop].addmm_(factor[first:last, last:stop].T, recent, alpha=-1)
+        state.loss += errors.square().sum()
+        if stop < width:
+            state.columns[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+    return state.result()
+
+
+def _cuts(width: int, step: int, spans: Sequence[int]) -> list[int]:
+    """Columns at which all pending corrections are applied, 0 and `width` included.
+
+    Every multiple of `step`; if some span does not nest with it, the start of every span as well, so that
+    what is decided over a span always sees corrected weights.
+    """
+    steps = sorted({step, *(span for span in spans if span < width)})
+    nested = all(longer % shorter == 0 for shorter, longer in pairwise(steps))
+    return sorted({width, *(c for s in ([step] if nested else steps) for c in range(0, width, s))})
+
+
+class _State:
+    """The transposed weights of one sweep with everything that is decided along the way."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        factor: Tensor,
+        selector: Selector | None,
+        grid: DynamicGrid | StaticGrid | None,
+    ) -> None:
+        self.columns = weight.T.float().clone(memory_format=torch.contiguous_format)  # [in, out]
+        self.factor = factor
+        self.diagonal = factor.diagonal().contiguous()
+        self.selector = selector
+        self.pruned = torch.zeros_like(self.columns, dtype=torch.bool) if selector else None  # [in, out]
+        self.loss = torch.zeros((), device=weight.device)
+        self.rounding = ColumnRounding(grid, self.columns) if grid else None
+        width = weight.shape[1]
+        self.selector_span = selector.span(width) if selector else width
+        grid_span = grid.scheme.span(width) if isinstance(grid, DynamicGrid) else width
+        self.spans = (self.selector_span, grid_span)
+
+    def visit(self, first: int, last: int, errors: Tensor) -> None:
+        """Settle the columns [first, last) in turn; their scaled errors go to `errors` [cols, out]."""
+        factors = self.factor[first:last, first:last].unsqueeze(-1)  # [cols, cols, 1]
+        inverse = self.diagonal[first:last].reciprocal()
+        for i, c in enumerate(range(first, last)):
+            self._decide(c)
+            column, error = self.columns[c], errors[i]
+            mask = None if self.pruned is None else self.pruned[c]
+            settled = self._settle(c, column, mask)
+            torch.sub(column, settled, out=error)
+            error.mul_(inverse[i])
+            column.copy_(settled)
+            if c + 1 < last:
+                self.columns[c + 1 : last].addcmul_(factors[i, i + 1 :], error, value=-1)
+
+    def _decide(self, c: int) -> None:
+        """Choose the mask and fit the grid of what starts at column `c`."""
+        if self.selector is not None and self.pruned is not None and c % self.selector_span == 0:
+            ahead = slice(c, c + self.selector_span)
+            self.pruned[ahead] = self.selector.choose(self.columns[ahead], self.diagonal[ahead], c)
+        if self.rounding is not None:
+            self.rounding.start(c, self.columns, self.pruned)
+
+    def _settle(self, c: int, column: Tensor, mask: Tensor | None) -> Tensor:
+        """The final values of column `c`: zero where pruned, on the grid if there is one."""
+        if self.rounding is not None:
+            return self.rounding.round(c, column, mask)
+        return column if mask is None else column.masked_fill(mask, 0.0)
+
+    def result(self) -> Swept:
+        """Everything, transposed back to [out, in]."""
+        codes, scale, zero_point = self.rounding.result() if self.rounding else (None, None, None)
+        mask = None if self.pruned is None else self.pruned.T.contiguous()
+        return Swept(self.columns.T.contiguous(), mask, codes, scale, zero_point, self.loss / 2)

@@ -1,0 +1,64 @@
+"""Whether the steps of a recipe can follow each other, from what each one needs, keeps and gives.
+
+There are no lists of methods that go together. A recipe carries a set of live properties: what earlier steps gave
+and nobody broke since. A step whose needs are not live, or that would break a live property, is refused before
+anything is loaded; if another order of the same steps works, the refusal says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import permutations
+
+from modicum.errors import RecipeConflict
+from modicum.method import Method
+from modicum.weights.properties import Property
+
+LONGEST_REORDERED = 6
+
+
+def live_properties(steps: Sequence[Method], start: Iterable[Property] = ()) -> list[frozenset[Property]]:
+    """What holds after each step, beginning with the properties that the model arrives with.
+
+    Raises:
+        RecipeConflict: a need is not met, or a live property would be lost.
+    """
+    live = frozenset(start)
+    givers: dict[Property, str] = dict.fromkeys(live, "the model")
+    after = []
+    for step in steps:
+        complaint = _complaint(step, live, givers)
+        if complaint:
+            raise RecipeConflict(complaint, _suggestion(steps, start))
+        given = frozenset(step.gives())
+        live = live | given
+        givers.update(dict.fromkeys(given, step.name))
+        after.append(live)
+    return after
+
+
+def _complaint(step: Method, live: frozenset[Property], givers: dict[Property, str]) -> str:
+    for need in step.needs:
+        if not any(isinstance(held, need) for held in live):
+            return f"{step.name} needs {need.title}, which no step before it gives."
+    for held in sorted(live, key=str):
+        if not isinstance(held, step.keeps):
+            return f"{givers[held]} leaves {held.name}, which {step.name} would break."
+    return ""
+
+
+def _suggestion(steps: Sequence[Method], start: Iterable[Property]) -> str:
+    if len(steps) <= LONGEST_REORDERED:
+        for order in permutations(steps):
+            if _works(order, start):
+                return f"This order works: {' then '.join(step.name for step in order)}."
+    return "No order of these steps works; leave one out."
+
+
+def _works(steps: Sequence[Method], start: Iterable[Property]) -> bool:
+    live = frozenset(start)
+    for step in steps:
+        if _complaint(step, live, dict.fromkeys(live, "")):
+            return False
+        live = live | frozenset(step.gives())
+    return True

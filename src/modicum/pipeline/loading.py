@@ -1,0 +1,64 @@
+"""Open a checkpoint as a model: anything transformers opens, and what modicum wrote in its compressed form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoTokenizer
+
+from modicum.errors import CheckpointError
+from modicum.formats.manifest import Manifest
+from modicum.formats.native import ModicumConfig
+from modicum.formats.shards import Shards
+from modicum.pipeline.source import read_config
+
+
+def load_model(directory: Path, dtype: torch.dtype | None = None, device: str = "cpu") -> nn.Module:
+    """The model of a checkpoint directory, in eval mode; integer weights stay packed.
+
+    Args:
+        directory: a Hugging Face model directory.
+        dtype: compute dtype; that of the checkpoint by default.
+        device: where the model goes.
+
+    Raises:
+        CheckpointError: files are missing, corrupt, or do not fit together.
+    """
+    config = read_config(directory)
+    Shards(directory)  # a damaged file is named here, before transformers stumbles over it
+    manifest = Manifest.present(directory)
+    if manifest is not None and manifest.forms():
+        config.quantization_config = ModicumConfig().to_dict()
+    try:
+        model = _class_of(config).from_pretrained(
+            directory, config=config, dtype=dtype or "auto", local_files_only=True
+        )
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{directory} cannot be opened: {reason}") from error
+    model.to(device)
+    return model.eval()
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a checkpoint directory.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{directory} holds no tokenizer that transformers can open.", "Copy tokenizer.json beside the weights."
+        ) from error
+
+
+def _class_of(config: Any) -> Any:
+    names = getattr(config, "architectures", None) or []
+    found = getattr(transformers, names[0], None) if names else None
+    return found if found is not None else transformers.AutoModel

@@ -1,0 +1,265 @@
+"""What a run will do and need, said before it starts, from config and headers alone.
+
+Sizes are exact: every layer's form is made on the meta device and asked for its bytes. Peak memory is the sum of
+what the run holds at its fullest moment; the tests hold it against reality.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from modicum.calibrate.statistics import statistics_bytes
+from modicum.errors import InvalidSetting, RecipeConflict
+from modicum.formats.compressed_tensors import expressible
+from modicum.kernels.grids import IntegerScheme
+from modicum.method import LayerMethod
+from modicum.models import Block, Layer
+from modicum.pipeline.composition import live_properties
+from modicum.pipeline.recipe import Recipe
+from modicum.pipeline.source import Source, head_parameters
+from modicum.pipeline.sweep import touching, wanted_statistics
+from modicum.weights.base import WeightForm
+from modicum.weights.packed import PackedWeight
+from modicum.weights.properties import Property
+
+Format = Literal["auto", "plain", "compressed-tensors", "modicum"]
+BATCH_TOKENS = 4096
+SHARED_INPUTS = ({"q", "k", "v"}, {"gate", "up"})
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What happens to one layer."""
+
+    name: str
+    role: str
+    block: int
+    shape: tuple[int, int]
+    steps: tuple[str, ...]
+    form: WeightForm = field(repr=False, compare=False)
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do and need. All sizes in bytes.
+
+    Attributes:
+        layers: the layers that are touched.
+        skipped: (name, reason) of the weight matrices that are not.
+        format: how the result will be stored.
+        weights_before: weight bytes of the original on disk.
+        weights_after: weight bytes of the result on disk.
+        scratch: disk space needed while the run goes on, the result included.
+        peak_memory: resident memory of the process at its fullest moment.
+        seconds: a rough estimate of the running time on this machine.
+        tokens: calibration tokens; 0 if no step needs data.
+        live: properties that hold for each layer after each of its steps.
+    """
+
+    model: str
+    family: str
+    dtype: str
+    blocks: int
+    layers: tuple[LayerPlan, ...]
+    skipped: tuple[tuple[str, str], ...]
+    format: Format
+    weights_before: int
+    weights_after: int
+    scratch: int
+    peak_memory: int
+    seconds: float
+    tokens: int
+    live: dict[str, list[frozenset[Property]]] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON values."""
+        plain = {k: v for k, v in vars(self).items() if k not in ("layers", "skipped", "live")}
+        layers = [
+            {"name": p.name, "role": p.role, "shape": p.shape, "steps": p.steps, "before": p.before, "after": p.after}
+            for p in self.layers
+        ]
+        return {**plain, "layers": layers, "skipped": [{"name": n, "reason": r} for n, r in self.skipped]}
+
+
+def layer_steps(recipe: Recipe) -> tuple[LayerMethod, ...]:
+    """The steps of a recipe that work layer by layer.
+
+    Raises:
+        RecipeConflict: a step of another kind, which this run cannot carry out.
+    """
+    for step in recipe.steps:
+        if not isinstance(step, LayerMethod):
+            raise RecipeConflict(f"{step.name} does not work layer by layer and cannot be part of this run.")
+    return tuple(step for step in recipe.steps if isinstance(step, LayerMethod))
+
+
+def make_plan(source: Source, recipe: Recipe, wanted: Format = "auto", samples: tuple[int, int] | None = None) -> Plan:
+    """Plan a run.
+
+    Args:
+        source: the opened checkpoint.
+        recipe: the steps.
+        wanted: storage format; "auto" stores integers as compressed-tensors and masked weights as plain tensors.
+        samples: (windows, tokens per window) of the calibration, if known better than by the recipe.
+
+    Raises:
+        RecipeConflict: steps that cannot follow each other on some layer.
+        InvalidSetting: nothing is touched, or the format cannot store the result.
+    """
+    steps = layer_steps(recipe)
+    live = {
+        layer.name: live_properties(touching(steps, layer)) for layer in source.anatomy.layers() if touching(steps, layer)
+    }
+    if not live:
+        raise InvalidSetting("The recipe touches no layer of this model.", "Widen `only`, or narrow `skip`.")
+    layers = tuple(_layer_plan(steps, layer, source.dtype) for layer in source.anatomy.layers() if layer.name in live)
+    form = storage_format(source.model, layers, wanted)
+    before = source.shards.nbytes()
+    after = before - sum(p.before - (p.before if form == "plain" else p.after) for p in layers)
+    windows, length = samples or (recipe.calibration.samples, recipe.calibration.length)
+    needs_data = any(step.statistics() or step.inputs() for step in steps)
+    tokens = windows * length if needs_data else 0
+    return Plan(
+        model=str(source.directory),
+        family=source.anatomy.family.name,
+        dtype=str(source.dtype).removeprefix("torch."),
+        blocks=len(source.anatomy.blocks),
+        layers=layers,
+        skipped=_skipped(source, live),
+        format=form,
+        weights_before=before,
+        weights_after=after,
+        scratch=2 * after,
+        peak_memory=_peak_memory(source, steps, tokens, length),
+        seconds=_seconds(source, steps, tokens),
+        tokens=tokens,
+        live=live,
+    )
+
+
+def _layer_plan(steps: Sequence[LayerMethod], layer: Layer, dtype: torch.dtype) -> LayerPlan:
+    touched_by = touching(steps, layer)
+    weight = _meta(layer, dtype)
+    form = touched_by[-1].expected_form(weight)
+    names = tuple(step.name for step in touched_by)
+    shape = (layer.out_features, layer.in_features)
+    return LayerPlan(layer.name, layer.role, layer.block, shape, names, form, weight.nbytes, form.nbytes)
+
+
+def _meta(layer: Layer, dtype: torch.dtype) -> Tensor:
+    return torch.empty(layer.out_features, layer.in_features, dtype=dtype, device="meta")
+
+
+def storage_format(model: nn.Module, layers: Sequence[LayerPlan], wanted: Format) -> Format:
+    """The format that the result is stored in.
+
+    Raises:
+        InvalidSetting: compressed-tensors was asked for and cannot hold what the recipe makes.
+    """
+    schemes = integer_schemes({p.name: p.form for p in layers})
+    portable = bool(schemes) and len(schemes) == len(layers) and expressible(dict(model.named_modules()), schemes)
+    if wanted == "auto":
+        return "compressed-tensors" if portable else ("modicum" if schemes else "plain")
+    if wanted == "compressed-tensors" and not portable:
+        raise InvalidSetting(
+            "compressed-tensors holds integer weights of linear layers with whole groups only.",
+            "Use --format modicum, or quantize every touched layer with a group size that divides its inputs.",
+        )
+    return wanted
+
+
+def integer_schemes(forms: dict[str, WeightForm]) -> dict[str, IntegerScheme]:
+    """The integer scheme of every packed form."""
+    return {name: form.scheme for name, form in forms.items() if isinstance(form, PackedWeight)}
+
+
+def _skipped(source: Source, touched: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    anatomy = source.anatomy
+    inside = [(s.name, s.reason) for block in anatomy.blocks for s in block.skipped]
+    unselected = [
+        (layer.name, "not selected by the recipe") for layer in anatomy.layers() if layer.name not in touched
+    ]
+    return (*((s.name, s.reason) for s in anatomy.outside), *inside, *unselected)
+
+
+def _peak_memory(source: Source, steps: Sequence[LayerMethod], tokens: int, length: int) -> int:
+    """Resident bytes at the fullest moment: the interpreter as it is now, and what the run adds."""
+    item = source.dtype.itemsize
+    outside = dict(source.model.named_parameters())
+    head = head_parameters(source.model)
+    prelude = sum(outside[n].numel() * item for n in source.outside() if n in outside and n not in head)
+    width = max((layer.in_features for layer in source.anatomy.blocks[0].layers), default=0)
+    narrow = getattr(source.model.config, "hidden_size", None) or width
+    hidden = tokens * narrow * item
+    blocks = max(_block_memory(steps, block, source.dtype, min(tokens, max(length, BATCH_TOKENS))) for block in source.anatomy.blocks)
+    return resident() + max(prelude + hidden, hidden + blocks)
+
+
+def _block_memory(steps: Sequence[LayerMethod], block: Block, dtype: torch.dtype, batch: int) -> int:
+    """Bytes that the work on one block needs."""
+    weights = sum(p.numel() for p in block.module.parameters()) * dtype.itemsize
+    touched = [(layer, _meta(layer, dtype)) for layer in block.layers if touching(steps, layer)]
+    references = sum(weight.nbytes for _, weight in touched)
+    forms = sum(touching(steps, layer)[-1].expected_form(weight).nbytes for layer, weight in touched)
+    sums = _statistics_memory(steps, block)
+    inputs = sum(size for size in {layer.in_features for layer in block.layers}) if batch else 0
+    widest = max((max(layer.in_features, layer.out_features) for layer in block.layers), default=0)
+    activations = batch * (inputs * dtype.itemsize + widest * (4 + 3 * dtype.itemsize))
+    work = max((step.workspace(w) for layer, w in touched for step in touching(steps, layer)), default=0)
+    return weights + sums + max(activations, references + forms + work)
+
+
+def _statistics_memory(steps: Sequence[LayerMethod], block: Block) -> int:
+    wanted = wanted_statistics(steps, block)
+    total = 0
+    counted: set[tuple[int, int | None]] = set()
+    for layer in block.layers:
+        group = next((i for i, roles in enumerate(SHARED_INPUTS) if layer.role in roles), None)
+        key = (group, layer.expert) if group is not None else None
+        if layer.name in wanted and (key is None or key not in counted):
+            total += statistics_bytes(wanted[layer.name], layer.in_features)
+        if key is not None:
+            counted.add(key)
+    return total
+
+
+def _seconds(source: Source, steps: Sequence[LayerMethod], tokens: int) -> float:
+    """Two forward passes, the Gram matrices and the column sweeps, at the matrix speed measured now."""
+    parameters = sum(layer.out_features * layer.in_features for layer in source.anatomy.layers())
+    grams = [
+        (layer.out_features, layer.in_features)
+        for layer in source.anatomy.layers()
+        for step in touching(steps, layer)
+        if "gram" in step.statistics()
+    ]
+    forward = 4 * parameters * tokens / _flops_per_second(source.dtype)
+    second_order = sum(tokens * i * i / 2 + 4 * o * i * i + i**3 for o, i in grams) / _flops_per_second(torch.float32)
+    return forward + second_order + source.shards.nbytes() / 500e6
+
+
+def _flops_per_second(dtype: torch.dtype, size: int = 512) -> float:
+    a = torch.ones(size, size, dtype=dtype)
+    a @ a
+    started = time.perf_counter()
+    for _ in range(3):
+        a @ a
+    return 3 * 2 * size**3 / (time.perf_counter() - started)
+
+
+def resident() -> int:
+    """Resident bytes of this process now (Linux), or its peak so far where /proc is not there."""
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * 4096
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,226 @@
+"""A run: recipe + checkpoint + data -> compressed checkpoint, block by block, resumable at any moment.
+
+For each block: read its weights, run the calibration data through it with hooks, let the recipe's steps compress its
+layers, write the block, run the data through the compressed block, drop the weights. What is held is one block, the
+hidden states, and the statistics of one block.
+
+A run that was killed begins again at the first unfinished block: the finished ones are read back from the workspace
+and only run forward, so that nothing but finished weights is ever kept on disk. The final bytes are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from modicum.calibrate.block import CalibratedBlock, observe
+from modicum.errors import DeviceUnavailable, OutOfSpace
+from modicum.formats.manifest import Manifest
+from modicum.models import Block, Replay, capture
+from modicum.pipeline.checkpoint import block_tensors, file_hash, finish, form_specs, restore_block
+from modicum.pipeline.plan import BATCH_TOKENS, Format, Plan, layer_steps, make_plan
+from modicum.pipeline.recipe import Recipe
+from modicum.pipeline.source import Source
+from modicum.pipeline.sweep import Steps, replayed_parents, sweep_block, wanted_statistics
+from modicum.pipeline.workspace import Workspace
+from modicum.version import __version__
+
+
+class Progress(Protocol):
+    """What a run tells while it works."""
+
+    def planned(self, plan: Plan, finished_blocks: int) -> None:
+        """The plan, and how many blocks an earlier run has finished."""
+
+    def working(self, block: int, text: str) -> None:
+        """What is being done to which block."""
+
+    def finished(self, block: int) -> None:
+        """A block is written."""
+
+
+class Silent:
+    """Progress that tells nothing."""
+
+    def planned(self, plan: Plan, finished_blocks: int) -> None:
+        """Nothing."""
+
+    def working(self, block: int, text: str) -> None:
+        """Nothing."""
+
+    def finished(self, block: int) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Run:
+    """One run over a checkpoint on disk.
+
+    Args:
+        source: the opened checkpoint.
+        recipe: what to do.
+        out: the directory to write; must not exist.
+        tokens: calibration windows, int64 [windows, length]; None if no step needs data.
+        form: storage format.
+        overwrite: replace `out` if it exists.
+        offload: keep the hidden states of the calibration on disk instead of in memory.
+        progress: who to tell.
+
+    Raises:
+        OutputExists: `out` is there already, or an unfinished run of something else is.
+        OutOfSpace: the disk has no room for the result.
+    """
+
+    source: Source
+    recipe: Recipe
+    out: Path
+    tokens: Tensor | None = None
+    form: Format = "auto"
+    overwrite: bool = False
+    offload: bool = False
+    progress: Progress = field(default_factory=Silent)
+
+    def __post_init__(self) -> None:
+        self.steps: Steps = layer_steps(self.recipe)
+        shape = None if self.tokens is None else (self.tokens.shape[0], self.tokens.shape[1])
+        self.plan = make_plan(self.source, self.recipe, self.form, shape)
+
+    def execute(self) -> Manifest:
+        """Carry the run out, or take it up where it was interrupted; returns what modicum.json says."""
+        header = self._header()
+        workspace = Workspace(self.out, self._fingerprint(header), overwrite=self.overwrite)
+        if workspace.complete():
+            workspace.publish()
+            return Manifest.read(self.out)
+        check_space(self.out, self.plan.scratch)
+        finished = workspace.finished()
+        self.progress.planned(self.plan, finished)
+        if finished < self.plan.blocks:
+            self._sweep(workspace, finished)
+        return finish(workspace, self.source, self.plan, header)
+
+    @torch.no_grad()
+    def _sweep(self, workspace: Workspace, finished: int) -> None:
+        replay, hidden = self._capture(workspace.root)
+        blocks = self.source.anatomy.blocks
+        for block in blocks:
+            if block.index < finished and replay is None:
+                continue
+            self.source.load(block)
+            if block.index < finished:
+                self.progress.working(block.index, "reading the finished block")
+                restore_block(workspace, block, self.source.names, self.plan.format)
+            else:
+                self._compress(workspace, block, replay, hidden)
+            if replay is not None and block.index + 1 < len(blocks):
+                self.progress.working(block.index, "passing the data on")
+                advance(replay, block, hidden)
+            self.source.release(block)
+
+    def _compress(self, workspace: Workspace, block: Block, replay: Replay | None, hidden: list[Tensor]) -> None:
+        wanted = wanted_statistics(self.steps, block)
+        if wanted and replay is not None:
+            self.progress.working(block.index, "collecting statistics")
+            parents = replayed_parents(self.steps, block)
+            calibrated = observe(block, _runner(replay, block), hidden, wanted, parents)
+        else:
+            calibrated = CalibratedBlock(block)
+        told: Callable[[str], None] = lambda text: self.progress.working(block.index, text)  # noqa: E731
+        swept = sweep_block(self.steps, calibrated, self.plan.live, told)
+        tensors = block_tensors(block, swept.forms, self.source.names, self.plan.format)
+        specs = form_specs(block, swept.forms, self.plan.format)
+        records = {name: {**swept.records.get(name, {"block": block.index}), "form": None} for name in swept.records}
+        for name, spec in specs.items():
+            records.setdefault(name, {"block": block.index})["form"] = spec
+        workspace.write_block(block.index, tensors, records)
+        self.progress.finished(block.index)
+
+    def _capture(self, scratch: Path) -> tuple[Replay | None, list[Tensor]]:
+        """How the blocks are called, and what enters the first one."""
+        if self.tokens is None or not self.plan.tokens:
+            return None, []
+        self.source.load_prelude()
+        rows = max(1, BATCH_TOKENS // self.tokens.shape[1])
+        replay = capture(self.source.anatomy, self.tokens.to(self.source.device).split(rows))
+        self.source.release_prelude()
+        hidden = on_disk(replay.hidden, scratch / "hidden.bin") if self.offload else list(replay.hidden)
+        return replace(replay, hidden=()), hidden
+
+    def _header(self) -> dict[str, Any]:
+        source = {
+            "model": self.source.directory.name,
+            "config_sha256": file_hash(self.source.directory / "config.json"),
+            "tensors_sha256": self.source.shards.fingerprint(),
+        }
+        return {"recipe": self.recipe.to_dict(), "source": source}
+
+    def _fingerprint(self, header: dict[str, Any]) -> dict[str, Any]:
+        tokens = b"" if self.tokens is None else self.tokens.numpy().tobytes()
+        return {
+            **header,
+            "modicum": __version__,
+            "format": self.plan.format,
+            "dtype": self.plan.dtype,
+            "tokens_sha256": hashlib.sha256(tokens).hexdigest(),
+        }
+
+
+def _runner(replay: Replay, block: Block) -> Callable[[int, Tensor], Tensor]:
+    return lambda i, states: replay.run_block(block, states, i)
+
+
+def advance(replay: Replay, block: Block, hidden: list[Tensor]) -> None:
+    """Replace the inputs of `block` by its outputs, batch by batch, in place where the shape allows it."""
+    for i, states in enumerate(hidden):
+        output = replay.run_block(block, states, i)
+        if output.shape == states.shape:
+            states.copy_(output)
+        else:
+            hidden[i] = output
+
+
+def on_disk(hidden: tuple[Tensor, ...], file: Path) -> list[Tensor]:
+    """Copies of the hidden states that live in a file: the system may drop their pages from memory."""
+    total = sum(states.numel() for states in hidden)
+    file.unlink(missing_ok=True)
+    flat = torch.from_file(str(file), shared=True, size=total, dtype=hidden[0].dtype)
+    parts = flat.split([states.numel() for states in hidden])
+    for part, states in zip(parts, hidden, strict=True):
+        part.copy_(states.reshape(-1))
+    return [part.view(states.shape) for part, states in zip(parts, hidden, strict=True)]
+
+
+def check_space(out: Path, needed: int) -> None:
+    """Refuse to begin what cannot be finished.
+
+    Raises:
+        OutOfSpace: the file system of `out` has less than `needed` bytes free.
+    """
+    import shutil
+
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutOfSpace(
+            f"{folder} has {free / 1e9:.1f} GB free; the run needs {needed / 1e9:.1f} GB.",
+            "Free some space or choose another --out.",
+        )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        DeviceUnavailable: torch cannot use it.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise DeviceUnavailable(f"The device {device!r} is not available: {reason}", "Use --device cpu.") from error

@@ -1,0 +1,153 @@
+"""The model that a run reads: a checkpoint directory taken block by block, never as a whole.
+
+The model is built without weights. A block's tensors are read when its turn comes, checked for NaN and infinity, and
+dropped when the block is written.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from modicum.errors import CheckpointError, NotFinite
+from modicum.formats.shards import Shards
+from modicum.models import Anatomy, Block, CheckpointMap, load_tensors, release, skeleton
+from modicum.models.anatomy import module_name
+
+
+def read_config(directory: Path) -> Any:
+    """The transformers config of a checkpoint directory.
+
+    Raises:
+        CheckpointError: config.json is missing or not a transformers config.
+    """
+    file = directory / "config.json"
+    try:
+        json.loads(file.read_text())
+        return AutoConfig.from_pretrained(directory, local_files_only=True)
+    except FileNotFoundError as error:
+        hint = "Give a Hugging Face model directory, a nano model's name or a hub id."
+        raise CheckpointError(f"{file} is missing.", hint) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{file} is not a config that transformers can read: {reason}") from error
+
+
+@dataclass
+class Source:
+    """A checkpoint and its model without weights.
+
+    Attributes:
+        directory: where it lies.
+        shards: its tensors.
+        model: the model, parameters on the meta device unless loaded.
+        anatomy: the model taken apart.
+        names: which tensors feed which parameter.
+        device: where a block lives while it is worked on.
+    """
+
+    directory: Path
+    shards: Shards
+    model: nn.Module
+    anatomy: Anatomy
+    names: CheckpointMap
+    device: torch.device
+
+    @classmethod
+    def open(cls, directory: Path, dtype: torch.dtype | None = None, device: str = "cpu") -> Source:
+        """Read config and headers, and check that they belong together; no weight is touched.
+
+        Raises:
+            CheckpointError: files are missing or corrupt, or config.json disagrees with the tensors.
+            UnsupportedModel: the architecture has no description.
+        """
+        config = read_config(directory)
+        if getattr(config, "quantization_config", None) is not None:
+            raise CheckpointError(
+                f"{directory} is compressed already ({config.quantization_config.get('quant_method')}).",
+                "Compress the original, with all steps in one recipe.",
+            )
+        shards = Shards(directory)
+        model = skeleton(config, dtype or stored_dtype(config, shards))
+        anatomy = Anatomy.of(model)
+        names = CheckpointMap(shards.names(), model, anatomy.family)
+        names.check({name: at.shape for name, at in shards.tensors.items()})
+        return cls(directory, shards, model, anatomy, names, torch.device(device))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Compute dtype of the model."""
+        return next(self.model.parameters()).dtype
+
+    def read(self, name: str) -> Tensor:
+        """One tensor of the checkpoint.
+
+        Raises:
+            NotFinite: it holds NaN or infinity.
+        """
+        tensor = self.shards.read(name)
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NotFinite(
+                f"{self.directory}: the tensor {name} holds NaN or infinity.", "The checkpoint is damaged."
+            )
+        return tensor
+
+    def outside(self) -> list[str]:
+        """Names of the parameters and buffers outside the blocks."""
+        prefixes = tuple(f"{block.name}." for block in self.anatomy.blocks)
+        return [name for name in self.names.needed() if not name.startswith(prefixes)]
+
+    def load_prelude(self) -> None:
+        """Load what runs before the first block (everything outside the blocks but the output head)."""
+        head = head_parameters(self.model)
+        for name in self.outside():
+            if name not in head:
+                tensors = {part.name: self.read(part.name) for part in self.names.sources(name)}
+                load_tensors(self.model, {name: self.names.assemble(name, tensors).to(self.device)})
+        for module in self.model.modules():
+            for key, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[key] = buffer.to(self.device)
+
+    def release_prelude(self) -> None:
+        """Drop everything that `load_prelude` loaded."""
+        release(self.model)
+
+    def load(self, block: Block) -> None:
+        """Read the weights of one block."""
+        self.names.load(block.name, self.read)
+        block.module.to(self.device)
+
+    def release(self, block: Block) -> None:
+        """Drop the weights of one block."""
+        release(block.module)
+
+
+def stored_dtype(config: Any, shards: Shards) -> torch.dtype:
+    """The dtype of the config, else that of most of the stored bytes."""
+    named = getattr(config, "dtype", None)
+    if isinstance(named, torch.dtype):
+        return named
+    sizes: dict[torch.dtype, int] = {}
+    for at in shards.tensors.values():
+        if at.dtype.is_floating_point:
+            sizes[at.dtype] = sizes.get(at.dtype, 0) + at.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
+
+
+def head_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that only the output head uses."""
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    if not isinstance(head, nn.Module):
+        return set()
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    shared = {id(p) for p in embedding.parameters()} if isinstance(embedding, nn.Module) else set()
+    path = module_name(model, head)
+    return {f"{path}.{name}" for name, p in head.named_parameters() if id(p) not in shared}

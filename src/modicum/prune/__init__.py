@@ -1,0 +1,1 @@
+"""Pruning: which weights can go, and how the others make up for them."""

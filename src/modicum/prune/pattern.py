@@ -1,0 +1,91 @@
+"""N:M patterns as a setting, and the weight form that a pruned matrix is stored in."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from torch import Tensor
+
+from modicum.errors import InvalidSetting
+from modicum.kernels.selection import semi_structured
+from modicum.method import Target
+from modicum.weights.base import WeightForm, from_spec, make_spec
+from modicum.weights.masked import MaskedWeight
+from modicum.weights.properties import NMPattern, Property, ZeroMask
+from modicum.weights.semi_structured import SemiStructuredWeight
+
+
+@dataclass(frozen=True)
+class NM:
+    """n of every m consecutive input channels stay."""
+
+    n: int
+    m: int
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+    def gives(self) -> tuple[Property, ...]:
+        """What a layer pruned to this pattern promises."""
+        return (ZeroMask(), NMPattern(self.n, self.m))
+
+    def pruned(self, scores: Tensor) -> Tensor:
+        """Bool [out, in], True at the m - n lowest scores of every aligned group of m columns."""
+        return semi_structured(scores, self.n, self.m)
+
+    def check(self, name: str, in_features: int) -> None:
+        """Refuse a layer whose inputs do not divide into groups of m."""
+        if in_features % self.m:
+            raise InvalidSetting(
+                f"{name} has {in_features} inputs, which do not divide into groups of {self.m}.",
+                f"Leave it out with skip=['{name}'] or choose a sparsity instead of a pattern.",
+            )
+
+
+def _parse(value: Any) -> NM | None:
+    if value is None or isinstance(value, NM):
+        return value
+    match = re.fullmatch(r"(\d+):(\d+)", str(value))
+    if not match or not 0 < int(match[1]) < int(match[2]) <= 64:
+        raise ValueError("must look like 2:4 (n of m weights stay, 0 < n < m <= 64)")
+    return NM(int(match[1]), int(match[2]))
+
+
+Pattern = Annotated[
+    NM | None,
+    BeforeValidator(_parse),
+    PlainSerializer(lambda value: value and str(value), return_type=str | None),
+    WithJsonSchema({"type": ["string", "null"], "pattern": r"^\d+:\d+$"}),
+]
+
+
+def expected_form(weight: Tensor, sparsity: float, pattern: NM | None) -> WeightForm:
+    """The form that `masked_form` will give a matrix of the shape of `weight`, on the meta device."""
+    with torch.device("meta"):
+        if pattern:
+            return from_spec(make_spec(SemiStructuredWeight, weight, {"n": pattern.n, "m": pattern.m}))
+        kept = weight.numel() - int(sparsity * weight.numel())
+        return from_spec(make_spec(MaskedWeight, weight, {"kept": kept}))
+
+
+def masked_form(target: Target, pruned: Tensor, pattern: NM | None, weight: Tensor | None = None) -> WeightForm:
+    """The stored form of a pruned matrix.
+
+    Args:
+        target: the layer; entries that it must keep at zero join the mask.
+        pruned: bool [out, in], True where a weight goes.
+        pattern: the N:M pattern that `pruned` follows, if any.
+        weight: [out, in] updated weights; the layer's own by default.
+    """
+    if target.zeros is not None:
+        pruned = pruned | target.zeros
+    dense = target.weight if weight is None else weight.to(target.weight.dtype)
+    dense = dense.masked_fill(pruned, 0)
+    if pattern:
+        pattern.check(target.name, dense.shape[1])
+        return SemiStructuredWeight.from_dense(dense, pattern.n, pattern.m, bias=target.bias)
+    return MaskedWeight.from_dense(dense, mask=~pruned, bias=target.bias)

@@ -1,0 +1,82 @@
+"""SparseGPT: prune column by column, and let the columns that are left make up for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from modicum.calibrate.statistics import Statistics
+from modicum.kernels.compensation import (
+    SemiStructured,
+    Selector,
+    Unstructured,
+    inverse_cholesky,
+    sweep,
+)
+from modicum.method import LayerMethod, Paper, Target
+from modicum.prune.pattern import Pattern, expected_form, masked_form
+from modicum.weights.base import WeightForm
+from modicum.weights.properties import NMPattern, Property, ZeroMask
+
+
+class SparseGPT(LayerMethod):
+    """Prune with second-order saliency and update the surviving weights so that the layer's output changes least.
+
+    With H = X^T X + damp mean(diag) I and U the upper Cholesky factor of H^-1, the mask of each block of columns is
+    the int(sparsity * entries) smallest w^2 / U_jj^2 over all rows of the block; a pruned w in column j spreads its
+    error over the later columns, W[:, j:] -= (w / U_jj) U[j, j:]. With N:M the mask is chosen at every M-th column.
+    """
+
+    paper: ClassVar[Paper] = Paper(
+        "SparseGPT: Massive Language Models Can be Accurately Pruned in One-Shot", "ICML 2023", "2301.00774"
+    )
+    keeps = (ZeroMask, NMPattern)
+
+    sparsity: float = Field(0.5, ge=0, lt=1, description="fraction of the weights that become zero")
+    pattern: Pattern = Field(None, description="N:M pattern such as 2:4, N of M weights stay; replaces sparsity")
+    damp: float = Field(0.01, gt=0, le=1, description="fraction of the mean diagonal added to the Hessian")
+    block_size: int = Field(128, ge=1, description="columns whose mask is chosen together")
+
+    def gives(self) -> tuple[Property, ...]:
+        return self.pattern.gives() if self.pattern else (ZeroMask(),)
+
+    def statistics(self) -> frozenset[str]:
+        return frozenset({"gram"})
+
+    def expected_form(self, weight: Tensor) -> WeightForm:
+        return expected_form(weight, self.sparsity, self.pattern)
+
+    def compress(self, target: Target, statistics: Statistics) -> WeightForm:
+        if self.pattern:
+            self.pattern.check(target.name, target.weight.shape[1])
+        factor, dead, _ = inverse_cholesky(statistics.gram, self.damp)  # U [in, in]
+        weight = target.weight.float().masked_fill(dead, 0)
+        swept = sweep(weight, factor, selector=self._selector(target.zeros), block_size=self.block_size)
+        assert swept.mask is not None
+        return masked_form(target, swept.mask, self.pattern, swept.weight)
+
+    def _selector(self, zeros: Tensor | None) -> Selector:
+        own: Selector = (
+            SemiStructured(self.pattern.n, self.pattern.m)
+            if self.pattern
+            else Unstructured(self.sparsity, self.block_size)
+        )
+        return own if zeros is None else _Keeping(own, zeros)
+
+
+@dataclass(frozen=True, eq=False)
+class _Keeping:
+    """Chooses like `own`, but what an earlier step set to zero goes first and always."""
+
+    own: Selector
+    zeros: Tensor  # bool [out, in]
+
+    def span(self, in_features: int) -> int:
+        return self.own.span(in_features)
+
+    def choose(self, columns: Tensor, diagonal: Tensor, start: int) -> Tensor:
+        gone = self.zeros[:, start : start + columns.shape[0]].T  # [cols, out]
+        return self.own.choose(columns.masked_fill(gone, 0), diagonal, start) | gone

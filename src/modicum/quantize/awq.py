@@ -1,0 +1,135 @@
+"""AWQ: protect the weights that large activations multiply by scaling their channels up before rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from modicum.calibrate.block import CalibratedBlock
+from modicum.calibrate.statistics import Statistics
+from modicum.kernels.grids import IntegerScheme, dequantize, fit_grid, quantize
+from modicum.method import Paper, Target
+from modicum.models.anatomy import Layer, ResolvedFold
+from modicum.quantize.grid import IntegerMethod
+from modicum.weights.base import WeightForm
+from modicum.weights.packed import PackedWeight
+
+
+class AWQ(IntegerMethod):
+    """Search a scale per input channel that protects salient weights, fold it away, clip, round.
+
+    For layers that share an input, s = mean|x|^r normalised by sqrt(max s min s), r = 0, 1/n ... (n-1)/n; the r with
+    the least error of the parent module (attention, feed-forward) wins, W' = Q(W s) / s. The scale is then divided out
+    of the norm or layer in front, so that the function is unchanged and nothing is left to do at run time. The range of
+    every group is finally shrunk by up to one half where that lowers the output error (not for queries and keys).
+    `duo_scaling` divides by the weights' own scale as well: s = mean|x|^r / mean(|w| / groupmax)^(1-r).
+    """
+
+    paper: ClassVar[Paper] = Paper(
+        "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration",
+        "MLSys 2024",
+        "2306.00978",
+    )
+
+    symmetric: bool = Field(False, description="grid without zero point (loads everywhere)")
+    ratios: int = Field(20, ge=1, description="exponents r that are tried")
+    duo_scaling: bool = Field(False, description="let the weights' own scale share in the choice")
+    clip: bool = Field(True, description="shrink the range of each group where that lowers the output error")
+
+    def statistics(self) -> frozenset[str]:
+        return frozenset({"mean_abs", "sample"}) if self.clip else frozenset({"mean_abs"})
+
+    def inputs(self) -> bool:
+        return True
+
+    def prepare(self, block: CalibratedBlock) -> None:
+        for fold in block.block.folds:
+            if self._owns(fold) and fold.parent in block.calls:
+                block.migrate(fold, self._best_scale(block, fold))
+
+    def compress(self, target: Target, statistics: Statistics) -> WeightForm:
+        weight, scheme = target.weight.float(), self.scheme()
+        if self.clip and target.role not in ("q", "k"):
+            weight = _clipped(weight, statistics.sample, scheme, target.weight.dtype)
+        scale, zero_point = fit_grid(weight, scheme, target.weight.dtype)
+        codes = quantize(weight, scale, zero_point, scheme)
+        return PackedWeight.from_codes(codes, scale, zero_point, scheme, target.bias, target.weight.dtype)
+
+    def _owns(self, fold: ResolvedFold) -> bool:
+        """A fold rewrites its layers, so all of them must be compressed by this step afterwards."""
+        layers = [*fold.targets, *([fold.source] if isinstance(fold.source, Layer) else [])]
+        return all(self.touches(layer.name, layer.role) for layer in layers)
+
+    def _best_scale(self, block: CalibratedBlock, fold: ResolvedFold) -> Tensor:
+        """The scale [in] whose rounding error changes the output of the fold's parent least."""
+        originals = [layer.weight.detach().clone() for layer in fold.targets]
+        wanted = block.replay(fold.parent)
+        salience = block.layer_statistics(fold.targets[0]).mean_abs  # [in]
+        best, least = torch.ones_like(salience), torch.inf
+        for step in range(self.ratios):
+            scale = self._scale(salience, originals, step / self.ratios)
+            for layer, weight in zip(fold.targets, originals, strict=True):
+                layer.set_weight(self._rounded(weight.float() * scale, weight.dtype) / scale)
+            error = _squared_error(block.replay(fold.parent), wanted)
+            if error < least:
+                best, least = scale, error
+        for layer, weight in zip(fold.targets, originals, strict=True):
+            layer.set_weight(weight)
+        return best
+
+    def _scale(self, salience: Tensor, weights: Sequence[Tensor], ratio: float) -> Tensor:
+        scale = salience.pow(ratio)
+        if self.duo_scaling:
+            scale = scale / (_relative_weight(weights, self.scheme()).pow(1 - ratio) + 1e-4)
+        scale = scale.clamp(min=1e-4)
+        return scale / (scale.max() * scale.min()).sqrt()
+
+    def _rounded(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        scheme = self.scheme()
+        scale, zero_point = fit_grid(weight, scheme, dtype)
+        return dequantize(quantize(weight, scale, zero_point, scheme), scale, zero_point, scheme, torch.float32)
+
+
+def _squared_error(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    pairs = zip(outputs, wanted, strict=True)
+    return float(torch.stack([(a.float() - b.float()).square().sum() for a, b in pairs]).sum())
+
+
+def _relative_weight(weights: Sequence[Tensor], scheme: IntegerScheme) -> Tensor:
+    """Mean over all rows of |w| relative to the largest of its group, [in]."""
+    stacked = torch.cat([weight.float().abs() for weight in weights])  # [rows, in]
+    grouped = stacked.unflatten(1, (-1, scheme.span(stacked.shape[1])))
+    return (grouped / grouped.amax(-1, keepdim=True).clamp(min=1e-6)).flatten(1).mean(0)
+
+
+def _clipped(weight: Tensor, sample: Tensor, scheme: IntegerScheme, dtype: torch.dtype) -> Tensor:
+    """`weight` [out, in] with every group clamped to the share of its range that rounds with least output error.
+
+    Args:
+        weight: float32 [out, in].
+        sample: inputs of the layer, [tokens, in]; the error of a group is |X_g (Q(W_g) - W_g)^T|^2.
+        scheme: the integer grid.
+        dtype: dtype of the scales.
+    """
+    span = scheme.span(weight.shape[1])
+    if weight.shape[1] % span:
+        return weight
+    inputs = sample.float().unflatten(1, (-1, span))  # [tokens, groups, span]
+    gram = torch.einsum("tgi,tgj->gij", inputs, inputs)  # [groups, span, span]
+    grouped = weight.unflatten(1, (-1, span))  # [out, groups, span]
+    reach = grouped.abs().amax(-1, keepdim=True)  # [out, groups, 1]
+    best, least = reach, torch.full_like(reach, torch.inf)
+    for step in range(10):
+        limit = reach * (1 - step / 20)
+        clamped = torch.minimum(torch.maximum(grouped, -limit), limit).flatten(1)
+        scale, zero_point = fit_grid(clamped, scheme, dtype)
+        codes = quantize(clamped, scale, zero_point, scheme)
+        lost = dequantize(codes, scale, zero_point, scheme, torch.float32).unflatten(1, (-1, span)) - grouped
+        error = (torch.einsum("ogi,gij->ogj", lost, gram) * lost).sum(-1, keepdim=True)
+        best = torch.where(error < least, limit, best)
+        least = torch.minimum(error, least)
+    return torch.minimum(torch.maximum(grouped, -best), best).flatten(1)

@@ -1,0 +1,71 @@
+"""GPTQ: quantize column by column, and let the columns that are left make up for the rounding."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from modicum.calibrate.statistics import Statistics
+from modicum.kernels.compensation import DynamicGrid, Fixed, StaticGrid, Swept, inverse_cholesky, sweep
+from modicum.kernels.grids import fit_grid, group_index
+from modicum.method import Paper, Target
+from modicum.quantize.grid import IntegerMethod
+from modicum.weights.base import WeightForm
+from modicum.weights.packed import PackedWeight
+
+
+class GPTQ(IntegerMethod):
+    """Quantize with second-order error compensation.
+
+    H = X^T X + damp mean(diag) I, U the upper Cholesky factor of H^-1. Column j is rounded to its grid, and its error
+    e = (w - q) / U_jj is taken out of the later columns, W[:, j:] -= e U[j, j:]. With `act_order` the columns go in
+    order of falling diag(H), on grids fitted beforehand, so that the stored order needs no permutation; without it
+    each group's grid is fitted to the weights as corrected so far. Entries that an earlier step pruned stay exactly
+    zero, and their error is compensated as well.
+    """
+
+    paper: ClassVar[Paper] = Paper(
+        "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+        "ICLR 2023",
+        "2210.17323",
+    )
+
+    damp: float = Field(0.01, gt=0, le=1, description="fraction of the mean diagonal added to the Hessian")
+    act_order: bool = Field(True, description="visit the columns in order of falling activation energy")
+    block_size: int = Field(128, ge=1, description="columns between two updates of the rest; speed only")
+
+    def statistics(self) -> frozenset[str]:
+        return frozenset({"gram"})
+
+    def compress(self, target: Target, statistics: Statistics) -> WeightForm:
+        gram = statistics.gram  # [in, in]
+        weight = target.weight.float().masked_fill(gram.diagonal() == 0, 0)
+        sweep_order = self._in_activation_order if self.act_order else self._in_stored_order
+        swept = sweep_order(weight, gram, target)
+        assert swept.codes is not None
+        assert swept.scale is not None
+        return PackedWeight.from_codes(
+            swept.codes, swept.scale, swept.zero_point, self.scheme(), target.bias, target.weight.dtype
+        )
+
+    def _in_stored_order(self, weight: Tensor, gram: Tensor, target: Target) -> Swept:
+        factor, _, _ = inverse_cholesky(gram, self.damp)
+        selector = None if target.zeros is None else Fixed(target.zeros)
+        grid = DynamicGrid(self.scheme(), target.weight.dtype)
+        return sweep(weight, factor, selector=selector, grid=grid, block_size=self.block_size)
+
+    def _in_activation_order(self, weight: Tensor, gram: Tensor, target: Target) -> Swept:
+        scheme = self.scheme()
+        order = torch.argsort(gram.diagonal(), descending=True, stable=True)
+        factor, _, _ = inverse_cholesky(gram[order][:, order], self.damp)
+        scale, zero_point = fit_grid(weight, scheme, target.weight.dtype)
+        groups = group_index(weight.shape[1], scheme, weight.device)[order]
+        selector = None if target.zeros is None else Fixed(target.zeros[:, order])
+        grid = StaticGrid(scheme, scale, zero_point, groups)
+        swept = sweep(weight[:, order], factor, selector=selector, grid=grid, block_size=self.block_size)
+        assert swept.codes is not None
+        codes = swept.codes[:, torch.argsort(order)]
+        return Swept(swept.weight, None, codes, scale, zero_point, swept.loss)

@@ -1,0 +1,144 @@
+"""What a step of a recipe can promise about the layers it has made, and later steps promise to keep.
+
+A property names itself in words a person reads and can look for a violation: a sentence about what broke,
+or None.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from modicum.weights.base import WeightForm
+from modicum.weights.packed import PackedWeight
+
+
+class Property(Protocol):
+    """Something that holds for a layer, or does not."""
+
+    @property
+    def name(self) -> str:
+        """What is promised, in words."""
+        ...
+
+    def violation(self, before: Tensor, after: WeightForm) -> str | None:
+        """What is wrong with `after`, given the dense `before` [out, in]; None if the promise holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class ZeroMask:
+    """Every zero stays zero."""
+
+    @property
+    def name(self) -> str:
+        """What is promised, in words."""
+        return "an exact zero mask"
+
+    def violation(self, before: Tensor, after: WeightForm) -> str | None:
+        """How many zeros came back to life."""
+        dense = after.to_dense()
+        if dense.shape != before.shape:
+            return LayerShapes().violation(before, after)
+        revived = int(((before == 0) & (dense != 0)).sum())
+        return f"{revived} pruned weights are no longer zero" if revived else None
+
+
+@dataclass(frozen=True)
+class NMPattern:
+    """At most `n` nonzero weights in every aligned group of `m` inputs."""
+
+    n: int
+    m: int
+
+    @property
+    def name(self) -> str:
+        """What is promised, in words."""
+        return f"a {self.n}:{self.m} pattern"
+
+    def violation(self, before: Tensor, after: WeightForm) -> str | None:
+        """How many groups are too full."""
+        nonzero = F.pad(after.to_dense() != 0, (0, -after.in_features % self.m))
+        full = int((nonzero.unflatten(1, (-1, self.m)).sum(-1) > self.n).sum())
+        return f"{full} groups of {self.m} have more than {self.n} nonzero weights" if full else None
+
+
+@dataclass(frozen=True)
+class IntegerGrid:
+    """Every weight is a whole multiple of its group's step, with at most 2**bits levels."""
+
+    bits: int
+    group_size: int = 128
+
+    @property
+    def name(self) -> str:
+        """What is promised, in words."""
+        return f"a {self.bits}-bit integer grid"
+
+    def violation(self, before: Tensor, after: WeightForm) -> str | None:
+        """How the weights left the grid."""
+        if isinstance(after, PackedWeight):
+            found = after.scheme
+            if (found.bits, found.group_size) == (self.bits, self.group_size):
+                return None
+            return f"the grid has {found.bits} bits in groups of {found.group_size}"
+        off = off_grid_groups(after.to_dense(), self.bits, self.group_size)
+        return f"{off} groups of weights are not on a {self.bits}-bit grid" if off else None
+
+
+@dataclass(frozen=True)
+class TiedWeights:
+    """Modules that shared one tensor still share it: a matter of the model, no single layer can break it."""
+
+    @property
+    def name(self) -> str:
+        """What is promised, in words."""
+        return "tied weights"
+
+    def violation(self, before: Tensor, after: WeightForm) -> str | None:
+        """Nothing to see in one layer."""
+        return None
+
+
+@dataclass(frozen=True)
+class LayerShapes:
+    """The matrix keeps its shape."""
+
+    @property
+    def name(self) -> str:
+        """What is promised, in words."""
+        return "layer shapes"
+
+    def violation(self, before: Tensor, after: WeightForm) -> str | None:
+        """The two shapes."""
+        shape = [after.out_features, after.in_features]
+        return (
+            None if shape == list(before.shape) else f"the shape changed from {list(before.shape)} to {shape}"
+        )
+
+
+def off_grid_groups(weight: Tensor, bits: int, group_size: int) -> int:
+    """How many groups of a dense matrix [out, in] cannot have come from an integer grid of `bits` bits.
+
+    The step of the grid is unknown, but the largest weight is a whole number of steps, at most 2**bits - 1:
+    every such number is tried. What rounding to the dtype of `weight` can hide (8 bits in bfloat16) cannot
+    be noticed.
+    """
+    span = weight.shape[1] if group_size == -1 else min(group_size, weight.shape[1])
+    groups = F.pad(weight.float(), (0, -weight.shape[1] % span)).view(-1, span)  # [out * groups, span]
+    relative_error = torch.finfo(weight.dtype).eps
+    most = (1 << bits) - 1
+    for largest in range(1, most + 1):
+        if not len(groups):
+            break
+        step = groups.abs().amax(1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny) / largest
+        multiples = groups / step
+        whole = multiples.round()
+        close = (multiples - whole).abs() <= relative_error * (multiples.abs() + 1)
+        fits = close.all(1) & (whole.amax(1).clamp(min=0) - whole.amin(1).clamp(max=0) <= most)
+        groups = groups[~fits]
+    return len(groups)
