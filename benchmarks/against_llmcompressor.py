@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -58,9 +59,8 @@ def compare(
         for tool in options.tools:
             command = TOOLS[tool](case, checkpoint, tokens["calibration"], outs[tool])
             label = f"{checkpoint.name} {name} {tool} {repeat + 1}/{options.repeats}"
-            runs[tool].append(
-                measure(command, label, lambda out=outs[tool]: shutil.rmtree(out, ignore_errors=True))
-            )
+            clear = partial(shutil.rmtree, outs[tool], ignore_errors=True)
+            runs[tool].append(measure(command, label, options.tries, clear))
     row: dict[str, Any] = {"checkpoint": checkpoint.name, "method": name, "runs": runs}
     for tool in options.tools:
         if all(taken.returncode == 0 for taken in runs[tool]):
@@ -143,6 +143,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=list(commands.CASES), default=list(commands.CASES))
     parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=list(TOOLS))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tries", type=int, default=4, help="runs to make before a noisy one is kept")
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--held-out-windows", type=int, default=64)
     parser.add_argument("--length", type=int, default=256)
@@ -157,7 +158,8 @@ def main() -> None:
     options = arguments()
     options.cache = options.cache.expanduser().resolve()
     floors = {
-        tool: measure(commands.bare_command(PYTHONS[tool]), f"imports {tool}") for tool in options.tools
+        tool: measure(commands.bare_command(PYTHONS[tool]), f"imports {tool}", options.tries)
+        for tool in options.tools
     }
     packages = {
         tool: run(commands.versions_command(PYTHONS[tool], PACKAGES[tool])).report for tool in options.tools

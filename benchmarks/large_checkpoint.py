@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from functools import partial
 from pathlib import Path
 
 import commands
@@ -39,11 +40,10 @@ def main() -> None:
     size = size_on_disk(checkpoint)
     runs = {}
     for name in options.methods:
-        shutil.rmtree(out, ignore_errors=True)
         runs[name] = measure(
             commands.modicum_command(commands.CASES[name], checkpoint, tokens, out),
             f"{checkpoint.name} {name}",
-            lambda: shutil.rmtree(out, ignore_errors=True),
+            prepare=partial(shutil.rmtree, out, ignore_errors=True),
         )
         over = runs[name].peak_rss - floor.peak_rss
         print(

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 QUIET_LOAD = 1.5
-TRIES = 4
-PAUSE = 30.0  # seconds between tries
+PAUSE = 20.0  # seconds between two looks at the load
 
 
 @dataclass(frozen=True)
@@ -67,24 +66,26 @@ def run(command: list[str]) -> Measurement:
     )
 
 
-def measure(command: list[str], label: str, prepare: Callable[[], None] | None = None) -> Measurement:
-    """Run a child until a run was quiet, at most TRIES times; `prepare()` is called before each."""
-    for attempt in range(1, TRIES + 1):
-        wait_for_quiet()
+def measure(
+    command: list[str], label: str, tries: int = 4, prepare: Callable[[], None] | None = None
+) -> Measurement:
+    """Run a child until a run was quiet, at most `tries` times; `prepare()` is called before each."""
+    for attempt in range(1, tries + 1):
+        wait_for_quiet(tries)
         if prepare:
             prepare()
         taken = run(command)
         state = "failed" if taken.returncode else "noisy" if taken.noisy else "ok"
         cost = f"{taken.wall:.1f} s, {taken.peak_rss / 2**20:.0f} MiB"
         print(f"  {label}: {cost}, load {taken.load:.2f}, {state}", flush=True)
-        if taken.returncode or not taken.noisy or attempt == TRIES:
+        if taken.returncode or not taken.noisy or attempt == tries:
             break
     return taken
 
 
-def wait_for_quiet() -> None:
-    """Wait a little while the machine is busy."""
-    for _ in range(TRIES):
+def wait_for_quiet(tries: int) -> None:
+    """While the machine is busy, wait a little, `tries` - 1 times at most."""
+    for _ in range(tries - 1):
         if os.getloadavg()[0] <= QUIET_LOAD:
             return
         time.sleep(PAUSE)

@@ -93,7 +93,7 @@ def groups(options: argparse.Namespace) -> dict[str, QuantizationScheme]:
 
 def batches(tokens: Path, batch_size: int) -> DataLoader:
     """The calibration windows in the order of the file."""
-    windows = load_file(tokens)["tokens"]
+    windows = list(load_file(tokens)["tokens"])
     return DataLoader(
         windows, batch_size=batch_size, collate_fn=lambda rows: {"input_ids": torch.stack(rows)}
     )

@@ -149,7 +149,9 @@ def fake_datasets(monkeypatch: pytest.MonkeyPatch) -> FakeDatasets:
         ("hf:tiny:raw:test:text", ("tiny", "raw", "test")),
     ],
 )
-def test_hugging_face_source(fake_datasets: FakeDatasets, source: str, asked: tuple[str, str | None, str]) -> None:
+def test_hugging_face_source(
+    fake_datasets: FakeDatasets, source: str, asked: tuple[str, str | None, str]
+) -> None:
     assert load_text(source, "heldout") == ["one", "two"]
     assert fake_datasets.asked == asked
 

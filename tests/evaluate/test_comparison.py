@@ -78,13 +78,14 @@ def test_mistakes_are_named(tiny: Tiny, tokens: torch.Tensor) -> None:
         compare(tiny(), tiny(), None, tokens, what=[], layers=[{"name": "a", "role": "q", "sparsty": 0.5}])
 
 
-@given(st.integers(8, 5000), st.integers(2, 5000))
+@given(st.integers(8, 5000), st.integers(2, 5000), st.integers(2, 300_000))
 @settings(deadline=None, max_examples=60)
-def test_the_default_protocol_fits_the_model_and_the_text(context: int, tokens: int) -> None:
+def test_the_default_protocol_fits_the_model_and_the_text(context: int, tokens: int, vocabulary: int) -> None:
     model = torch.nn.Module()
-    model.config = type("Config", (), {"max_position_embeddings": context})()
+    model.config = type("Config", (), {"max_position_embeddings": context, "vocab_size": vocabulary})()
     protocol = Protocol.fitting(model, tokens)
     assert protocol.window <= context
+    assert protocol.batch == 1 or protocol.batch * protocol.window * vocabulary <= 2**28
     assert protocol.prefill_tokens + protocol.decode_tokens <= context
     assert protocol.prefill_tokens <= tokens
     assert 1 <= protocol.sample_tokens <= context

@@ -161,7 +161,8 @@ class TestPruning:
         for seed in range(3):
             weight = normal(64, 128, seed=seed)
             inputs = normal(4096, 64, seed=seed + 9) @ normal(64, 128, seed=seed + 10) / 8
-            inputs = (inputs + normal(4096, 128, seed=seed + 11)) * normal(128, seed=seed + 12).exp()
+            inputs += 0.5 * normal(4096, 128, seed=seed + 11)
+            inputs *= (0.7 * normal(128, seed=seed + 12)).exp()
             gram = inputs.T @ inputs / len(inputs)
             magnitude = prune_lowest_global(weight.abs(), 64 * 64)
             wanda = prune_lowest(weight.abs() * gram.diagonal().sqrt(), 64)
@@ -172,7 +173,7 @@ class TestPruning:
                 output_error(weight, weight.masked_fill(wanda, 0), gram),
                 output_error(weight, corrected, gram),
             ]
-            assert errors[0] > 2 * errors[1] > 2 * 1.1 * errors[2]
+            assert errors[0] > 2 * errors[1] > 2 * 1.2 * errors[2], errors
 
     def test_a_fixed_mask_is_solved_like_least_squares(self) -> None:
         # one column goes first: the survivors must then be the exact minimiser, which normal equations give
@@ -202,7 +203,9 @@ class TestRounding:
         assert torch.equal(swept.codes, quantize(weight, scale, zero_point, scheme))
         assert torch.equal(swept.weight, nearest(weight, scheme))
 
-    @pytest.mark.parametrize("scheme", [IntegerScheme(4, 32), IntegerScheme(4, -1), IntegerScheme(3, 96, False)])
+    @pytest.mark.parametrize(
+        "scheme", [IntegerScheme(4, 32), IntegerScheme(4, -1), IntegerScheme(3, 96, False)]
+    )
     def test_the_block_size_does_not_matter(self, scheme: IntegerScheme) -> None:
         weight = normal(16, 192)
         factor, _, _ = inverse_cholesky(low_rank_gram(192), 0.05)
@@ -218,7 +221,9 @@ class TestRounding:
         # with a fixed mask nothing is rounded to a grid, so nothing can tip
         weight, mask = normal(16, 192), normal(16, 192, seed=1) < 0
         factor, _, _ = inverse_cholesky(low_rank_gram(192), 0.05)
-        results = [sweep(weight, factor, selector=Fixed(mask), block_size=b).weight for b in (1, 50, 128, 192)]
+        results = [
+            sweep(weight, factor, selector=Fixed(mask), block_size=b).weight for b in (1, 50, 128, 192)
+        ]
         for other in results[1:]:
             torch.testing.assert_close(results[0], other, rtol=1e-5, atol=1e-5)
 
@@ -282,7 +287,9 @@ class TestBoth:
         factor, _, _ = inverse_cholesky(gram, 0.01)
         together = sweep(weight, factor, selector=Unstructured(0.5), grid=DynamicGrid(scheme)).weight
         pruned = sweep(weight, factor, selector=Unstructured(0.5)).weight
-        assert output_error(weight, together, gram) < 0.7 * output_error(weight, nearest(pruned, scheme), gram)
+        assert output_error(weight, together, gram) < 0.7 * output_error(
+            weight, nearest(pruned, scheme), gram
+        )
 
     @settings(deadline=None, max_examples=25)
     @given(

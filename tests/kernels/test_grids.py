@@ -1,4 +1,4 @@
-"""Integer grids: zero is on them, errors are bounded, and the signal-to-noise ratios are those of the literature."""
+"""Integer grids: zero is on them, errors are bounded, Gaussian signal-to-noise ratios are the known ones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from torch import Tensor
 from modicum.errors import InvalidSetting
 from modicum.kernels.grids import IntegerScheme, dequantize, expand_groups, fit_grid, group_index, quantize
 
-SCHEMES = st.builds(
-    IntegerScheme, st.integers(2, 8), st.sampled_from([-1, 1, 7, 16, 32, 500]), st.booleans()
-)
+SCHEMES = st.builds(IntegerScheme, st.integers(2, 8), st.sampled_from([-1, 1, 7, 16, 32, 500]), st.booleans())
 SCALE_DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
 
@@ -139,7 +137,7 @@ def test_clip_search_lowers_the_error_of_heavy_tails() -> None:
         scheme = IntegerScheme(3, 128, symmetric)
         plain = (round_trip(weight, scheme) - weight).abs().pow(2.4).sum()
         searched = (round_trip(weight, scheme, search=True) - weight).abs().pow(2.4).sum()
-        assert searched < 0.8 * plain
+        assert searched < 0.9 * plain
 
 
 def test_a_short_last_group_has_its_own_scale() -> None:

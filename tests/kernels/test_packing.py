@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from hypothesis import given, settings
@@ -62,10 +61,22 @@ def test_a_known_word() -> None:
     assert pack_bits(torch.arange(8)[None], 4).item() == 0x76543210
 
 
-@pytest.mark.parametrize("bits", [3, 4])
-def test_strided_input_packs_like_contiguous_input(bits: int) -> None:
-    codes = random_codes(40, 33, bits, 0)
+@settings(deadline=None, max_examples=150)
+@given(bits=st.integers(1, 8), **SIZES)
+def test_strided_input_packs_like_contiguous_input(bits: int, rows: int, k: int, seed: int) -> None:
+    codes = random_codes(k, rows + 1, bits, seed).to(torch.uint8)  # transposed below
     packed = pack_bits(codes.T, bits)
-    assert torch.equal(packed, pack_bits(codes.T.contiguous(), bits))
-    strided = torch.stack((packed, packed), dim=-1)[..., 0]
-    assert torch.equal(unpack_bits(strided, bits, 40).long(), codes.T)
+    assert torch.equal(packed, pack_bits(codes.T.clone(memory_format=torch.contiguous_format), bits))
+    turned = packed.T.clone(memory_format=torch.contiguous_format).T
+    every_other = torch.stack((packed, packed), dim=-1)[..., 0]
+    for strided in (turned, every_other):
+        assert torch.equal(unpack_bits(strided, bits, k), codes.T)
+
+
+@settings(deadline=None, max_examples=60)
+@given(**SIZES)
+def test_strided_masks_pack_like_contiguous_masks(rows: int, k: int, seed: int) -> None:
+    mask = random_codes(k, rows + 1, 1, seed).bool()
+    packed = pack_mask(mask.T)
+    assert torch.equal(packed, pack_mask(mask.T.clone(memory_format=torch.contiguous_format)))
+    assert torch.equal(unpack_mask(packed.T.clone(memory_format=torch.contiguous_format).T, k), mask.T)

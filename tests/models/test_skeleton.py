@@ -53,6 +53,19 @@ def test_block_by_block_it_runs_without_the_rest(tiny, tmp_path: Path) -> None:
         assert torch.equal(model(**tiny.batch()).logits, expected)
 
 
+def test_writing_into_a_loaded_block_never_reaches_the_file(tiny, tmp_path: Path) -> None:
+    file = saved(tiny, tmp_path)
+    model = skeleton(tiny.model.config)
+    names = CheckpointMap(file.keys(), model)
+    anatomy = Anatomy.of(model)
+    names.load("", file.get_tensor)
+    for layer in anatomy.layers():
+        layer.set_weight(torch.zeros(layer.out_features, layer.in_features))
+    names.load("", file.get_tensor)
+    with torch.no_grad():
+        assert torch.equal(model(**tiny.batch()).logits, tiny.logits())
+
+
 def test_no_parameter_is_allocated(tiny) -> None:
     model = skeleton(tiny.model.config)
     assert all(p.is_meta for p in model.parameters())

@@ -123,7 +123,7 @@ def _disjoint(parts: Iterator[str], tokenizer: Any, length: int) -> Iterator[Ten
             yield torch.tensor(ids[start : start + length])
         if whole == len(ids):
             continue
-        leftover += ids[whole:] + joint
+        leftover += (joint if leftover else []) + ids[whole:]
         if len(leftover) >= length:
             yield torch.tensor(leftover[:length])
             del leftover[:length]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,9 +35,12 @@ def device_of(model: nn.Module) -> torch.device:
 
 def context_length(model: nn.Module) -> int | None:
     """The most tokens that the model's config allows, or None if it states no limit."""
-    config = getattr(model, "config", None)
-    of_text = getattr(config, "get_text_config", None)  # models that also see or hear nest their settings
-    return getattr(of_text() if of_text else config, "max_position_embeddings", None)
+    return getattr(_text_config(model), "max_position_embeddings", None)
+
+
+def vocabulary_size(model: nn.Module) -> int | None:
+    """The number of tokens that the model's config states, i.e. the width of its logits."""
+    return getattr(_text_config(model), "vocab_size", None)
 
 
 def check_context(model: nn.Module, tokens: int, setting: str) -> None:
@@ -51,3 +55,9 @@ def check_context(model: nn.Module, tokens: int, setting: str) -> None:
             f"{setting} asks for {tokens} tokens at once; the model has positions for {limit}.",
             f"Use {limit} or fewer.",
         )
+
+
+def _text_config(model: nn.Module) -> Any:
+    config = getattr(model, "config", None)
+    of_text = getattr(config, "get_text_config", None)  # models that also see or hear nest their settings
+    return of_text() if of_text else config

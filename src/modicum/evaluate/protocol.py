@@ -5,7 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import nn
 
-from modicum.evaluate.inference import context_length
+from modicum.evaluate.inference import context_length, vocabulary_size
+
+LOGITS_AT_ONCE = 2**28  # half a gigabyte in bfloat16, for each of the two models that are compared
 
 
 class Protocol(BaseModel):
@@ -33,12 +35,14 @@ class Protocol(BaseModel):
 
     @classmethod
     def fitting(cls, model: nn.Module, tokens: int) -> Protocol:
-        """The defaults, cut down to the context of `model` and to a text of `tokens` tokens."""
+        """The defaults, cut down to the context and vocabulary of `model` and to a text of `tokens` tokens."""
         defaults = cls()
         context = context_length(model) or defaults.window
+        window = min(defaults.window, context)
         decode_tokens = max(1, min(defaults.decode_tokens, context // 4))
         return cls(
-            window=min(defaults.window, context),
+            window=window,
+            batch=max(1, min(defaults.batch, LOGITS_AT_ONCE // (window * (vocabulary_size(model) or 1)))),
             prefill_tokens=max(1, min(defaults.prefill_tokens, tokens, context - decode_tokens)),
             decode_tokens=decode_tokens,
             sample_tokens=max(1, min(defaults.sample_tokens, context // 2)),

@@ -41,7 +41,7 @@ def quantization_config(linears: Iterable[str], schemes: Mapping[str, IntegerSch
     for name, scheme in schemes.items():
         groups.setdefault(scheme, []).append(name)
     single = len(groups) == 1
-    return {
+    config: dict[str, Any] = {
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
         "format": FORMAT,
@@ -60,6 +60,10 @@ def quantization_config(linears: Iterable[str], schemes: Mapping[str, IntegerSch
         "global_compression_ratio": None,
         "version": VERSION,
     }
+    if not all(scheme.symmetric for scheme in groups):
+        # transformers cannot keep packed zero points in memory; it opens them when told to decompress while loading
+        config["dequantize"] = True
+    return config
 
 
 def _weights(scheme: IntegerScheme) -> dict[str, Any]:

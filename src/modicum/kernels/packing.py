@@ -36,7 +36,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """
     k = codes.shape[1]
     padded = F.pad(codes.to(torch.uint8), (0, -k % 32))
-    words = _pack_bytes(padded, bits).view(torch.int32)  # [rows, ceil(k / 32) * bits]
+    words = _rowwise(_pack_bytes(padded, bits)).view(torch.int32)  # [rows, ceil(k / 32) * bits]
     return words[:, : packed_words(k, bits)].contiguous()
 
 
@@ -51,23 +51,22 @@ def unpack_bits(packed: Tensor, bits: int, k: int) -> Tensor:
     Returns:
         uint8 [rows, k], each in [0, 2**bits).
     """
-    padded = F.pad(packed, (0, -packed.shape[1] % bits)).contiguous()
+    padded = _rowwise(F.pad(packed, (0, -packed.shape[1] % bits)))
     return _unpack_bytes(padded.view(torch.uint8), bits)[:, :k].contiguous()
 
 
 def pack_mask(mask: Tensor) -> Tensor:
     """Pack a bool mask [rows, k] into uint8 [rows, ceil(k / 8)]; bit j of byte i is column 8 i + j."""
-    return _pack_bytes(F.pad(mask.to(torch.uint8), (0, -mask.shape[1] % 8)), 1)
+    return _rowwise(_pack_bytes(F.pad(mask.to(torch.uint8), (0, -mask.shape[1] % 8)), 1))
 
 
 def unpack_mask(packed: Tensor, k: int) -> Tensor:
     """The inverse of `pack_mask`: uint8 [rows, ceil(k / 8)] to bool [rows, k]."""
-    return _unpack_bytes(packed.contiguous(), 1)[:, :k].to(torch.bool)
+    return _unpack_bytes(packed, 1)[:, :k].to(torch.bool)
 
 
 def _pack_bytes(codes: Tensor, bits: int) -> Tensor:
     """uint8 codes [rows, k], k a multiple of 8, to bytes [rows, k * bits / 8]."""
-    rows = codes.shape[0]
     whole = 8 % bits == 0  # codes never straddle a byte
     merged, width, stop = codes, bits, 8 if whole else 8 * bits
     while width < stop:
@@ -75,22 +74,28 @@ def _pack_bytes(codes: Tensor, bits: int) -> Tensor:
         merged = merged[:, 0::2].to(wide) | (merged[:, 1::2].to(wide) << width)
         width *= 2
     if whole:
-        return merged.contiguous()
-    low_bytes = merged.contiguous().view(torch.uint8).view(rows, -1, 8)[..., :bits]
-    return low_bytes.reshape(rows, -1)
+        return merged
+    low_bytes = _rowwise(merged).view(torch.uint8).unflatten(1, (-1, 8))[..., :bits]
+    return low_bytes.flatten(1)
 
 
 def _unpack_bytes(packed: Tensor, bits: int) -> Tensor:
     """bytes [rows, n], n a multiple of `bits`, to uint8 codes [rows, 8 * n / bits]."""
-    rows = packed.shape[0]
     whole = 8 % bits == 0
     if whole:
         merged, width = packed, 8
     else:
-        padded = F.pad(packed.view(rows, -1, bits), (0, 8 - bits))  # [rows, k / 8, 8]
+        padded = F.pad(packed.unflatten(1, (-1, bits)), (0, 8 - bits))  # [rows, k / 8, 8]
         merged, width = padded.view(torch.int64).squeeze(-1), 8 * bits
     while width > bits:
         width //= 2
         halves = torch.stack((merged & ((1 << width) - 1), merged >> width), dim=-1).flatten(-2)
         merged = halves if whole else halves.to(_NARROWER[halves.dtype])
     return merged
+
+
+def _rowwise(values: Tensor) -> Tensor:
+    """Row after row in memory: `contiguous` leaves the stride of a single row or column as it is."""
+    if values.stride() == (values.shape[1], 1):
+        return values
+    return values.clone(memory_format=torch.contiguous_format)

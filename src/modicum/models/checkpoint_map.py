@@ -65,19 +65,20 @@ class CheckpointMap:
         self.model = model
         self.family = family or family_of(model.config)
         self._prefix = getattr(model, "base_model_prefix", "")
-        self._own = dict(_stored(model))
-        self._aliases: dict[int, list[str]] = {}
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in _stored(model)}
+        aliases: dict[int, list[str]] = {}
         for name, tensor in model.named_parameters(remove_duplicate=False):
-            self._aliases.setdefault(id(tensor), []).append(name)
-        self._tied = {name: names for names in self._aliases.values() for name in names}
+            aliases.setdefault(id(tensor), []).append(name)
+        self._tied = {name: names for names in aliases.values() for name in names}
 
     def needed(self, prefix: str = "", skip: Sequence[str] = ()) -> list[str]:
-        """Names of the parameters and stored buffers below the module `prefix`, not below `skip`; tied ones once.
+        """Names of the parameters and stored buffers below the module `prefix` but not below `skip`.
 
-        Counters that no forward pass in eval mode reads are left out if the checkpoint lacks them.
+        Tied parameters are named once. Counters that only training reads are left out if the checkpoint
+        lacks them.
         """
         outside = tuple(f"{name}." for name in skip)
-        inside = [n for n in self._own if not prefix or n.startswith(f"{prefix}.")]
+        inside = [n for n in self._shapes if not prefix or n.startswith(f"{prefix}.")]
         inside = [n for n in inside if not n.startswith(outside)]
         optional = {n for n in inside if n.endswith("num_batches_tracked") and not self._find(n)}
         return [name for name in inside if name not in optional]
@@ -91,7 +92,7 @@ class CheckpointMap:
         whole = self._find(name)
         if whole is not None:
             return [whole]
-        wanted = expert_names(self.family, name, self._own[name]) or []
+        wanted = expert_names(self.family, name, self._shapes[name]) or []
         found = [self._present(source) for source in wanted]
         absent = [source.name for source, here in zip(wanted, found, strict=True) if here is None]
         if absent or not wanted:
@@ -119,7 +120,7 @@ class CheckpointMap:
             _check_shape(source, shapes[source.name])
 
     def assemble(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The parameter `name` from its source tensors, in their dtype.
+        """The parameter `name` from its source tensors, in their dtype, as a tensor of its own.
 
         Args:
             name: a parameter or stored buffer of the model.
@@ -132,9 +133,10 @@ class CheckpointMap:
         for source in sources:
             _check_shape(source, tensors[source.name].shape)
         if sources[0].expert is None:
-            return tensors[sources[0].name]
+            # Readers may map the file: a write in place would keep its pages and change what is read next.
+            return tensors[sources[0].name].clone()
         first = tensors[sources[0].name]
-        fused = torch.empty(self._own[name].shape, dtype=first.dtype, device=first.device)
+        fused = torch.empty(self._shapes[name], dtype=first.dtype, device=first.device)
         for source in sources:
             source.part_of(fused).copy_(tensors[source.name])
         return fused
@@ -148,8 +150,7 @@ class CheckpointMap:
 
         Args:
             prefix: a module path.
-            read: gives the tensor of a checkpoint name; called for one parameter's tensors at a time. A tensor
-                of the right shape and dtype is used as it is, without a copy.
+            read: gives the tensor of a checkpoint name; called for one parameter's tensors at a time.
             skip: modules to leave alone; the names of all blocks, to load what is outside them.
 
         Raises:
@@ -173,7 +174,7 @@ class CheckpointMap:
         for alias in self._tied.get(name, [name]):
             for candidate in disk_names(self.family, alias, self._prefix):
                 if candidate in self.available:
-                    return SourceTensor(candidate, None, None, tuple(self._own[name].shape))
+                    return SourceTensor(candidate, None, None, self._shapes[name])
         return None
 
     def _has(self, name: str) -> bool:
@@ -191,9 +192,8 @@ class CheckpointMap:
 
     def _check_tied(self, name: str, tensors: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
         for alias in self._tied.get(name, []):
-            twin = next(
-                (n for n in disk_names(self.family, alias, self._prefix) if n in self.available), None
-            )
+            names = disk_names(self.family, alias, self._prefix)
+            twin = next((name for name in names if name in self.available), None)
             if twin is not None and twin not in tensors and not torch.equal(read(twin), *tensors.values()):
                 raise CheckpointError(
                     f"The config ties {name!r} and {alias!r}, but the checkpoint holds two different ones.",
@@ -227,13 +227,13 @@ def disk_names(family: Family, name: str, prefix: str = "") -> list[str]:
 _LEGACY = ((r"LayerNorm\.weight$", "LayerNorm.gamma"), (r"LayerNorm\.bias$", "LayerNorm.beta"))
 
 
-def expert_names(family: Family, name: str, parameter: Tensor) -> list[SourceTensor] | None:
+def expert_names(family: Family, name: str, shape: tuple[int, ...]) -> list[SourceTensor] | None:
     """The per-expert tensors of a fused expert parameter, or None if `name` is not one.
 
     Args:
         family: the model's table entry.
         name: a name in the model's state dict.
-        parameter: that parameter, [experts, rows, in]; only its shape is looked at.
+        shape: that parameter's (experts, rows, in).
     """
     experts = family.experts
     kind = name.rpartition(".")[2]
@@ -242,7 +242,7 @@ def expert_names(family: Family, name: str, parameter: Tensor) -> list[SourceTen
     ):
         return None
     block = name.removesuffix(f"{experts.module}.{kind}")  # ends with a dot
-    count, rows, columns = parameter.shape
+    count, rows, columns = shape
     gate, up, down = experts.disk
     half = rows // 2
     parts = [(gate, 0, half), (up, half, rows)] if kind == "gate_up_proj" else [(down, 0, rows)]

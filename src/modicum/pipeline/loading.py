@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from modicum.errors import CheckpointError
 from modicum.formats.manifest import Manifest
@@ -34,14 +37,27 @@ def load_model(directory: Path, dtype: torch.dtype | None = None, device: str = 
     if manifest is not None and manifest.forms():
         config.quantization_config = ModicumConfig().to_dict()
     try:
-        model = _class_of(config).from_pretrained(
-            directory, config=config, dtype=dtype or "auto", local_files_only=True
-        )
+        with _without_bars():
+            model = _class_of(config).from_pretrained(
+                directory, config=config, dtype=dtype or "auto", local_files_only=True
+            )
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{directory} cannot be opened: {reason}") from error
     model.to(device)
     return model.eval()
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers from drawing its own progress bars."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def load_tokenizer(directory: Path) -> Any:

@@ -135,9 +135,10 @@ class Run:
         swept = sweep_block(self.steps, calibrated, self.plan.live, told)
         tensors = block_tensors(block, swept.forms, self.source.names, self.plan.format)
         specs = form_specs(block, swept.forms, self.plan.format)
-        records = {name: {**swept.records.get(name, {"block": block.index}), "form": None} for name in swept.records}
-        for name, spec in specs.items():
-            records.setdefault(name, {"block": block.index})["form"] = spec
+        records = {name: {"form": specs.get(name), **record} for name, record in swept.records.items()}
+        records |= {name: {"form": spec} for name, spec in specs.items() if name not in records}
+        if self.plan.format == "plain":
+            records = {name: as_stored_dense(record) for name, record in records.items()}
         workspace.write_block(block.index, tensors, records)
         self.progress.finished(block.index)
 
@@ -169,6 +170,12 @@ class Run:
             "dtype": self.plan.dtype,
             "tokens_sha256": hashlib.sha256(tokens).hexdigest(),
         }
+
+
+def as_stored_dense(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a layer whose form is written out as a dense matrix."""
+    bits = record["bits_per_weight"] * record["dense_nbytes"] / record["nbytes"]
+    return {**record, "nbytes": record["dense_nbytes"], "bits_per_weight": round(bits, 4)}
 
 
 def _runner(replay: Replay, block: Block) -> Callable[[int, Tensor], Tensor]:

@@ -151,7 +151,7 @@ def _record(layer: Layer, form: WeightForm, calibrated: CalibratedBlock) -> dict
         "nbytes": form.nbytes,
         "dense_nbytes": size * layer.weight.element_size(),
         "sparsity": round(float((dense == 0).sum()) / size, 6),
-        "bits": round(8 * form.nbytes / size, 4),
+        "bits_per_weight": round(8 * form.nbytes / size, 4),
         "weight_error": _relative(dense - reference, reference),
     }
     statistics = calibrated.layer_statistics(layer)

@@ -14,6 +14,7 @@ from modicum.evaluate import LayerRecord
 from modicum.report.units import byte_size, number, percent
 
 LABEL, CELL_HEIGHT, AXIS = 58, 30, 24  # pixels: row labels, one row, the line of block numbers
+SMALL = 412  # pixels: two pictures of this width fit side by side, and one shrinks to fit a phone
 VALUES_FIT = 16  # blocks up to which each cell is wide enough for its number
 OUTSIDE = "rest"  # the column of layers that belong to no block
 
@@ -31,10 +32,8 @@ class Quantity:
 
 
 QUANTITIES = (
-    Quantity(
-        "relative_error", "Relative error of the layer's output", number, lambda v: number(v, 2), "cost"
-    ),
-    Quantity("sparsity", "Sparsity", percent, lambda v: f"{100 * v:.0f}", "gain", full=1.0),
+    Quantity("relative_error", "Relative output error", number, lambda v: number(v, 2), "cost"),
+    Quantity("sparsity", "Sparsity", percent, lambda v: f"{100 * v:.0f} %", "gain", full=1.0),
     Quantity("bits_per_weight", "Bits per weight", number, lambda v: number(v, 2), "gain"),
 )
 
@@ -49,7 +48,7 @@ def heat_map(layers: Sequence[LayerRecord], quantity: Quantity) -> str | None:
         return None
     blocks, roles = _blocks(known), list(dict.fromkeys(layer.role for layer in known))
     full = quantity.full or max(getattr(layer, quantity.field) for layer in known) or 1.0
-    step = 48 if len(blocks) <= VALUES_FIT else max(12, 760 // len(blocks))
+    step = _step(blocks)
     cells = [
         _cell(
             quantity, found, LABEL + column * step, row * CELL_HEIGHT, step, full, len(blocks) <= VALUES_FIT
@@ -76,7 +75,7 @@ def size_chart(layers: Sequence[LayerRecord]) -> str | None:
     blocks = _blocks(known)
     sizes = {block: _sizes([layer for layer in known if _block(layer) == block]) for block in blocks}
     full = max(max(pair) for pair in sizes.values())
-    step = 48 if len(blocks) <= VALUES_FIT else max(12, 760 // len(blocks))
+    step = _step(blocks)
     top, height = 18, 150
     bars: list[str] = []
     for column, (block, (stored, dense)) in enumerate(sizes.items()):
@@ -144,6 +143,13 @@ def _block(layer: LayerRecord) -> str:
     return OUTSIDE if layer.block is None else str(layer.block)
 
 
+def _step(blocks: list[str]) -> int:
+    """Pixels per block: two pictures fit side by side up to 8 blocks; very many scroll, not vanish."""
+    if len(blocks) <= 8:
+        return min(64, (SMALL - LABEL) // len(blocks))
+    return 48 if len(blocks) <= VALUES_FIT else max(12, 838 // len(blocks))
+
+
 def _sizes(layers: list[LayerRecord]) -> tuple[int, int]:
     return sum(layer.nbytes or 0 for layer in layers), sum(layer.dense_nbytes or 0 for layer in layers)
 
@@ -153,7 +159,8 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "label") -> st
 
 
 def _svg(width: float, height: float, label: str, parts: list[str]) -> str:
+    kind = "small" if width <= SMALL else "large"
     return (
-        f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'<svg class="{kind}" role="img" aria-label="{escape(label)}" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}">{"".join(parts)}</svg>'
     )

@@ -32,6 +32,7 @@ class Row:
     verdict: Verdict
 
 
+PEAK_RESOLUTION = 0.02  # what the peak of one and the same model varies by from run to run
 MISSING = Value(NOT_MEASURED)
 NOTHING = Value("")
 
@@ -43,7 +44,9 @@ def comparison_rows(comparison: Comparison) -> list[Row]:
         _less_is_better("Perplexity", "", before.perplexity, after.perplexity),
         _less_is_better("On disk", "weights", before.disk_bytes, after.disk_bytes, sized=True),
         _less_is_better("In memory", "weights", before.memory_bytes, after.memory_bytes, sized=True),
-        _less_is_better("Peak memory", "generating", before.peak_bytes, after.peak_bytes, sized=True),
+        _less_is_better(
+            "Peak memory", "generating", before.peak_bytes, after.peak_bytes, True, PEAK_RESOLUTION
+        ),
         _speed("Prefill", before.prefill, after.prefill, comparison.prefill_ratio),
         _speed("Decode", before.decode, after.decode, comparison.decode_ratio),
         *_agreement_rows(comparison),
@@ -75,15 +78,28 @@ def _cost_phrase(comparison: Comparison) -> str | None:
 
 
 def _less_is_better(
-    label: str, unit: str, before: float | None, after: float | None, sized: bool = False
+    label: str,
+    unit: str,
+    before: float | None,
+    after: float | None,
+    sized: bool = False,
+    resolution: float = 0.0,
 ) -> Row:
-    write = byte_size if sized else lambda value: number(value, 4)
-    texts = [MISSING if each is None else Value(write(each), exact=each) for each in (before, after)]
-    change, verdict = NOTHING, ""
+    """A row whose change is called one only if it exceeds `resolution`, as a share of what was before."""
+    texts = [_plain(each, sized) for each in (before, after)]
+    change = NOTHING
+    verdict: Verdict = ""
     if before and after is not None:
         change = Value(relative_change(before, after), exact=after / before)
-        verdict = "same" if after == before else "better" if after < before else "worse"
-    return Row(label, unit, texts[0], texts[1], change, verdict)  # type: ignore[arg-type]
+        same = abs(after - before) <= resolution * before
+        verdict = "same" if same else "better" if after < before else "worse"
+    return Row(label, unit, texts[0], texts[1], change, verdict)
+
+
+def _plain(value: float | None, sized: bool) -> Value:
+    if value is None:
+        return MISSING
+    return Value(byte_size(value) if sized else number(value, 4), exact=value)
 
 
 def _speed(label: str, before: Spread | None, after: Spread | None, change: Spread | None) -> Row:

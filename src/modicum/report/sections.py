@@ -22,25 +22,31 @@ def lead(comparison: Comparison) -> str:
     """What was measured on, in one line under the headline."""
     facts = [comparison.data, f"{comparison.tokens:,} tokens" if comparison.tokens else ""]
     facts.append(str(comparison.environment.get("date", ""))[:10])
-    return " &middot; ".join(escape(fact) for fact in facts if fact)
+    return "&nbsp;&middot; ".join(escape(fact) for fact in facts if fact)
 
 
 def tiles(comparison: Comparison) -> str:
     """The few numbers to remember, as large figures; only those that were measured."""
-    found: list[tuple[str, str]] = []
-    for field, label in (("disk_bytes", "of the bytes on disk"), ("memory_bytes", "of the bytes in memory")):
+    found: list[tuple[str, str, str]] = []
+    for field, label in (("disk_bytes", "of bytes on disk"), ("memory_bytes", "of bytes in memory")):
         before, after = getattr(comparison.before, field), getattr(comparison.after, field)
         if before and after is not None:
-            found.append((percent(after / before), label))
+            found.append((percent(after / before), label, ""))
     if comparison.before.perplexity and comparison.after.perplexity is not None:
-        found.append((ratio(comparison.after.perplexity / comparison.before.perplexity), "the perplexity"))
+        found.append(
+            (ratio(comparison.after.perplexity / comparison.before.perplexity), "the perplexity", "")
+        )
     if comparison.agreement and comparison.agreement.top1 is not None:
-        found.append((percent(comparison.agreement.top1), "same next token"))
+        found.append((percent(comparison.agreement.top1), "same next token", ""))
     for change, label in ((comparison.prefill_ratio, "prefill"), (comparison.decode_ratio, "decode")):
         if change:
-            noise = ", within noise" if change.lowest <= 1 <= change.highest else ""
-            found.append((ratio(change.median), f"the {label} speed{noise}"))
-    return "".join(f"<li><strong>{escape(v)}</strong><span>{escape(t)}</span></li>" for v, t in found)
+            noise = change.lowest <= 1 <= change.highest
+            note = ", within noise" if noise else ""
+            found.append((ratio(change.median), f"{label} speed{note}", "soft" if noise else ""))
+    return "".join(
+        f'<li class="{kind}"><strong>{escape(value)}</strong><span>{escape(label)}</span></li>'
+        for value, label, kind in found
+    )
 
 
 def table(comparison: Comparison) -> str:
@@ -88,7 +94,7 @@ def recipe(comparison: Comparison) -> str:
 
 def measurement(comparison: Comparison) -> str:
     """Protocol and environment as two lists."""
-    protocol: dict[str, Any] = {"data": comparison.data or None, "tokens": comparison.tokens}
+    protocol: dict[str, Any] = {"data": comparison.data or None, "tokens": comparison.tokens or None}
     if comparison.protocol is not None:
         protocol |= comparison.protocol.model_dump()
         protocol["stride"] = protocol["stride"] or "window"

@@ -130,7 +130,8 @@ def off_grid_groups(weight: Tensor, bits: int, group_size: int) -> int:
     """
     span = weight.shape[1] if group_size == -1 else min(group_size, weight.shape[1])
     groups = F.pad(weight.float(), (0, -weight.shape[1] % span)).view(-1, span)  # [out * groups, span]
-    relative_error = torch.finfo(weight.dtype).eps
+    # the weight and the largest one were rounded to the dtype, the two divisions below to float32
+    relative_error = torch.finfo(weight.dtype).eps + torch.finfo(torch.float32).eps
     most = (1 << bits) - 1
     for largest in range(1, most + 1):
         if not len(groups):

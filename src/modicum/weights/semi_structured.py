@@ -56,10 +56,10 @@ class SemiStructuredWeight(WeightForm):
             raise InvalidSetting(
                 f"More than {n} of {m} neighbouring weights are kept.", "Prune to the pattern first."
             )
-        kept = ~semi_structured(
-            wanted.to(torch.uint8), n, m
-        )  # a group with fewer entries keeps zeros as well
-        values = weight.detach().masked_fill(~wanted, 0.0)[kept].view(weight.shape[0], -1)
+        # a group with fewer entries keeps zeros as well
+        kept = ~semi_structured(wanted.to(torch.uint8), n, m)
+        values = weight.detach().masked_fill(~wanted, 0.0)[kept]
+        values = values.view(weight.shape[0], weight.shape[1] // m * n)
         tensors = {"weight_values": values, "weight_index": pack_mask(kept)}
         return cls(make_spec(cls, weight, {"n": n, "m": m}), tensors, bias)
 

@@ -1,0 +1,5 @@
+"""`python -m modicum.cli`."""
+
+from modicum.cli import main
+
+main()

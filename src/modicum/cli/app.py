@@ -1,0 +1,39 @@
+"""The commands, assembled."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from modicum.cli import compressing, demonstrating, exporting, generating, informing, measuring
+from modicum.version import __version__
+
+app = typer.Typer(
+    name="modicum",
+    help="Make trained models smaller, faster and cheaper to run, and say honestly what that cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"modicum {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Make trained models smaller, faster and cheaper to run, and say honestly what that cost."""
+
+
+for module in (demonstrating, compressing, measuring, generating, exporting, informing):
+    module.add_to(app)

@@ -1,0 +1,173 @@
+"""`modicum compress` and `modicum plan`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modicum.cli import options
+from modicum.errors import InvalidSetting, UnknownName
+
+if TYPE_CHECKING:
+    from modicum.pipeline.recipe import Recipe
+
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", "-r", help="A recipe file (YAML).")]
+Methods = Annotated[
+    list[str] | None, typer.Option("--method", "-m", help="A method's name; may be repeated, in order.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="KEY=VALUE for the methods that have KEY, or METHOD.KEY=VALUE for one."),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option("--calibration", help="stdlib, a text file or folder, hf:DATASET, or token windows (.safetensors)."),
+]
+Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Calibration windows (128).")]
+Length = Annotated[int | None, typer.Option("--length", min=2, help="Tokens per window (2048, or the context).")]
+Storage = Annotated[
+    str, typer.Option("--format", help="auto, plain, compressed-tensors or modicum (the smallest).")
+]
+Offload = Annotated[bool, typer.Option("--offload", help="Keep the calibration's activations on disk.")]
+FORMATS = ("auto", "plain", "compressed-tensors", "modicum")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("compress", epilog="modicum compress nano-lm --method prune.wanda --set sparsity=0.5 --out small")(
+        compress
+    )
+    app.command("plan", epilog="modicum plan nano-lm --method quantize.gptq --set group_size=64")(plan)
+
+
+def compress(
+    model: options.Model,
+    out: options.Out,
+    recipe: RecipeFile = None,
+    method: Methods = None,
+    set_: Settings = None,
+    calibration: Calibration = None,
+    samples: Samples = None,
+    length: Length = None,
+    format_: Storage = "auto",
+    overwrite: options.Overwrite = False,
+    offload: Offload = False,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Compress a model with a recipe or with single methods; a killed run goes on with the same command."""
+    from modicum.cli.console import RunProgress, console, duration, print_json, size
+
+    screen = console(quiet, as_json)
+    started = time.monotonic()
+    progress = RunProgress(screen)
+    run = _prepared(
+        model, _recipe(recipe, method, set_, calibration, samples, length, seed), out, format_, dtype, device,
+        overwrite=overwrite, offload=offload, progress=progress,
+    )  # fmt: skip
+    try:
+        manifest = run.execute()
+    finally:
+        progress.close()
+    seconds = time.monotonic() - started
+    written = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    if as_json:
+        print_json({"out": str(out), "seconds": seconds, "weights_bytes": written, "plan": run.plan.to_dict(),
+                    "layers": manifest.layers})  # fmt: skip
+    screen.print(
+        f"[green]✓[/] {out}  {size(run.plan.weights_before)} → {size(written)} "
+        f"({written / run.plan.weights_before:.1%}) in {duration(seconds)}"
+    )
+    screen.print(f"[dim]What did it cost?  modicum report {out} --against {model}[/]")
+
+
+def plan(
+    model: options.Model,
+    recipe: RecipeFile = None,
+    method: Methods = None,
+    set_: Settings = None,
+    calibration: Calibration = None,
+    samples: Samples = None,
+    length: Length = None,
+    format_: Storage = "auto",
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Say what a run would do and need, from config and headers alone; nothing is written."""
+    from modicum.cli.console import console, plan_table, print_json
+
+    steps = _recipe(recipe, method, set_, calibration, samples, length, seed)
+    made = _prepared(model, steps, Path("unused"), format_, dtype, device).plan
+    if as_json:
+        print_json(made.to_dict())
+    console(quiet, as_json).print(plan_table(made))
+
+
+def _prepared(
+    model: str, recipe: Recipe, out: Path, form: str, dtype: str, device: str, **more: Any
+) -> Any:
+    if form not in FORMATS:
+        raise InvalidSetting(f"--format {form!r} is not a storage format.", f"Choose one of {', '.join(FORMATS)}.")
+    from modicum import api
+
+    return api.prepare(
+        model, recipe, out, form=form, dtype=options.torch_dtype(dtype), device=device, **more
+    )  # type: ignore[arg-type]
+
+
+def _recipe(
+    file: Path | None,
+    methods: list[str] | None,
+    settings: list[str] | None,
+    calibration: str | None,
+    samples: int | None,
+    length: int | None,
+    seed: int,
+) -> Recipe:
+    """The recipe that the options describe; options on the command line win over the file."""
+    from modicum.pipeline import recipe as recipes
+
+    if (file is None) == (not methods):
+        raise InvalidSetting("Say what to do with either --recipe or --method.", "See `modicum methods`.")
+    if file is not None and settings:
+        raise InvalidSetting("--set belongs to --method; a recipe file holds its own settings.", f"Edit {file}.")
+    base = recipes.load(file) if file is not None else recipes.parse(_steps(methods or [], settings or []))
+    given = {"source": calibration, "samples": samples, "length": length}
+    changed = base.calibration.model_copy(update={k: v for k, v in given.items() if v is not None})
+    return base.model_copy(update={"calibration": changed, **({"seed": seed} if seed or file is None else {})})
+
+
+def _steps(methods: list[str], settings: list[str]) -> list[dict[str, dict[str, Any]]]:
+    import yaml
+
+    from modicum.method import find
+
+    steps: list[dict[str, dict[str, Any]]] = [{name: {}} for name in methods]
+    fields = {name: find(name).model_fields for name in methods}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise InvalidSetting(f"--set {setting!r} is not KEY=VALUE.", "For example --set sparsity=0.5")
+        owner, _, key = path.rpartition(".")
+        takers = [step for step in steps for name in step if owner in ("", name) and key in fields[name]]
+        if not takers:
+            known = {key for name in methods if owner in ("", name) for key in fields[name]}
+            raise UnknownName.among(f"setting of {owner or ' or '.join(methods)}", key, known)
+        for step in takers:
+            for chosen in step.values():
+                chosen[key] = _value(yaml.safe_load(text) if text else "", text)
+    return steps
+
+
+def _value(parsed: Any, text: str) -> Any:
+    # YAML 1.1 reads 2:4 as a number in base sixty.
+    return text if ":" in text else parsed

@@ -1,0 +1,122 @@
+"""`modicum evaluate` and `modicum report`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from modicum.cli import options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from modicum.evaluate import Comparison
+
+Compressed = Annotated[str, typer.Argument(help="The compressed model's directory.")]
+Against = Annotated[str, typer.Option("--against", "-a", help="The original: a directory, nano model or hub id.")]
+Prompt = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A text both models continue; repeatable.")]
+Window = Annotated[int | None, typer.Option("--window", min=2, help="Tokens per perplexity window.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", help="Measure only this: quality, size, memory, speed or samples; repeatable."),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("evaluate", epilog="modicum evaluate small --against nano-lm")(evaluate)
+    app.command("report", epilog="modicum report small --against nano-lm --out small/report")(report)
+
+
+def evaluate(
+    directory: Compressed,
+    against: Against,
+    text: options.Text = "stdlib",
+    tokens: options.Tokens = 16384,
+    window: Window = None,
+    only: Only = None,
+    prompt: Prompt = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Measure a compressed model beside its original: quality, bytes, memory, speed."""
+    from modicum.cli.console import console
+    from modicum.report.terminal import comparison_table
+
+    screen = console(quiet, as_json)
+    found = measured(screen, directory, against, text, tokens, window, only, prompt, seed, device, dtype)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    screen.print(comparison_table(found))
+
+
+def report(
+    directory: Compressed,
+    against: Against,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write the report; DIRECTORY/report by default.")
+    ] = None,
+    text: options.Text = "stdlib",
+    tokens: options.Tokens = 16384,
+    window: Window = None,
+    prompt: Prompt = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Measure as `evaluate` does and write a page to look at (report.html) and its numbers (report.json)."""
+    from modicum.cli.console import console
+    from modicum.report import write_report
+    from modicum.report.terminal import comparison_table
+
+    screen = console(quiet, as_json)
+    found = measured(screen, directory, against, text, tokens, window, None, prompt, seed, device, dtype)
+    page = write_report(found, out or Path(directory) / "report")
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    screen.print(comparison_table(found))
+    screen.print(f"Report  {page}")
+
+
+def measured(
+    screen: Console,
+    directory: str,
+    against: str,
+    text: str,
+    tokens: int,
+    window: int | None,
+    only: list[str] | None,
+    prompts: list[str] | None,
+    seed: int,
+    device: str,
+    dtype: str,
+) -> Comparison:
+    """The comparison that the options ask for."""
+    from modicum import api
+    from modicum.cli.console import StageProgress
+    from modicum.evaluate.compare import EVERYTHING
+
+    with StageProgress(screen) as progress:
+        return api.compare(
+            against,
+            directory,
+            text=text,
+            tokens=tokens,
+            what=only or EVERYTHING,
+            window=window,
+            prompts=prompts or (),
+            dtype=options.torch_dtype(dtype),
+            device=device,
+            seed=seed,
+            command=shlex.join(["modicum", *sys.argv[1:]]),
+            progress=progress,
+        )

@@ -1,0 +1,91 @@
+"""The same sweep over a model that is already in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modicum.calibrate.block import CalibratedBlock, observe
+from modicum.errors import UnusableData
+from modicum.models import Anatomy, Replay, capture
+from modicum.pipeline.composition import live_properties
+from modicum.pipeline.plan import BATCH_TOKENS, layer_steps
+from modicum.pipeline.recipe import Recipe
+from modicum.pipeline.run import Progress, Silent, advance
+from modicum.pipeline.sweep import replayed_parents, sweep_block, touching, wanted_statistics
+
+Batches = Tensor | Iterable[Mapping[str, Any] | Tensor]
+
+
+@torch.no_grad()
+def compress_model(
+    model: nn.Module, recipe: Recipe, data: Batches | None = None, progress: Progress | None = None
+) -> dict[str, dict[str, Any]]:
+    """Compress a loaded model in place; packed layers are exchanged for their forms.
+
+    Args:
+        model: a transformers model on its device.
+        recipe: the steps; its `calibration` is not read, `data` is.
+        data: token windows, int64 [windows, length], or batches of the model's inputs; None if no step needs data.
+            Positions where a batch's `attention_mask` is 0 are left out of the statistics.
+        progress: who to tell.
+
+    Returns:
+        What became of each touched layer.
+
+    Raises:
+        UnusableData: a step needs data and there is none.
+        RecipeConflict: steps that cannot follow each other.
+    """
+    steps, anatomy, told = layer_steps(recipe), Anatomy.of(model), progress or Silent()
+    live = {layer.name: live_properties(touching(steps, layer)) for layer in anatomy.layers()}
+    hungry = [step.name for step in steps if step.statistics() or step.inputs()]
+    if hungry and data is None:
+        raise UnusableData(f"{hungry[0]} needs calibration data.", "Pass data=..., token windows or batches.")
+    batches = _batches(data, next(model.parameters()).device) if hungry and data is not None else []
+    replay = capture(anatomy, batches) if batches else None
+    hidden = list(replay.hidden) if replay else []
+    replay = replace(replay, hidden=()) if replay else None
+    masks = [_mask(batch) for batch in batches]
+    records: dict[str, dict[str, Any]] = {}
+    for block in anatomy.blocks:
+        told.working(block.index, "collecting statistics")
+        calibrated = CalibratedBlock(block)
+        wanted = wanted_statistics(steps, block)
+        if replay is not None and wanted:
+            calibrated = observe(block, _runner(replay, block.index), hidden, wanted, replayed_parents(steps, block), masks)
+        swept = sweep_block(steps, calibrated, live)
+        records |= swept.records
+        if replay is not None and block.index + 1 < len(anatomy.blocks):
+            advance(replay, block, hidden)
+        for layer in block.layers:
+            form = swept.forms.get(layer.name)
+            if form is not None and not form.expand_on_load:
+                layer.replace(form)
+        told.finished(block.index)
+    return records
+
+
+def _runner(replay: Replay, index: int) -> Any:
+    return lambda i, states: replay.run_block(replay.anatomy.blocks[index], states, i)
+
+
+def _batches(data: Batches, device: torch.device) -> list[Mapping[str, Any]]:
+    if isinstance(data, Tensor):
+        data = data.split(max(1, BATCH_TOKENS // data.shape[1]))
+    batches = [{"input_ids": batch} if isinstance(batch, Tensor) else dict(batch) for batch in data]
+    if not batches:
+        raise UnusableData("The calibration data holds no batch.", "Pass at least one.")
+    return [
+        {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        for batch in batches
+    ]
+
+
+def _mask(batch: Mapping[str, Any]) -> Tensor | None:
+    mask = batch.get("attention_mask")
+    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.all()) else None
