@@ -209,7 +209,10 @@ def layer_records(manifest: Manifest | None) -> list[LayerRecord]:
         LayerRecord(
             name=name,
             relative_error=record.get("output_error", record.get("weight_error")),
-            **{key: record.get(key) for key in ("block", "sparsity", "bits_per_weight", "nbytes", "dense_nbytes")},
+            **{
+                key: record.get(key)
+                for key in ("block", "sparsity", "bits_per_weight", "nbytes", "dense_nbytes")
+            },
             role=record["role"],
         )
         for name, record in manifest.layers.items()

@@ -38,12 +38,22 @@ def test_equals_scoring_token_by_token(
     assert result.tokens == len(tokens) - 1
 
 
-def test_widening_logits_in_chunks_changes_nothing(
+def test_only_a_chunk_of_logits_is_widened_and_nothing_changes(
     tiny: Tiny, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = perplexity(tiny(), tokens, 16)
+    shapes: list[torch.Size] = []
+    loss = F.cross_entropy
+
+    def spy(logits: torch.Tensor, *rest: torch.Tensor, **settings: str) -> torch.Tensor:
+        shapes.append(logits.shape)
+        return loss(logits, *rest, **settings)
+
+    monkeypatch.setattr(F, "cross_entropy", spy)
     monkeypatch.setattr(cutting, "FLOATS_AT_ONCE", 3 * 128)
     assert perplexity(tiny(), tokens, 16).nll_per_token == pytest.approx(whole.nll_per_token, abs=1e-9)
+    assert max(rows for rows, _ in shapes) == 3
+    assert sum(rows for rows, _ in shapes) == 100
 
 
 def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity(

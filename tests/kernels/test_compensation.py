@@ -281,6 +281,17 @@ class TestBoth:
         if isinstance(selector, Fixed):
             assert torch.equal(swept.mask, selector.mask)
 
+    def test_pruned_weights_do_not_stretch_the_grid(self) -> None:
+        scheme = IntegerScheme(4, 32)
+        weight, mask = normal(8, 64), torch.zeros(8, 64, dtype=torch.bool)
+        mask[:, ::9] = True
+        swept = sweep(
+            weight.masked_fill(mask, 99.0), torch.eye(64), selector=Fixed(mask), grid=DynamicGrid(scheme)
+        )
+        scale, _ = fit_grid(weight.masked_fill(mask, 0.0), scheme, torch.float32)
+        assert swept.scale is not None
+        assert torch.equal(swept.scale, scale)
+
     def test_one_sweep_beats_rounding_after_pruning(self) -> None:
         scheme = IntegerScheme(3, 64)
         weight, gram = normal(64, 256), low_rank_gram(256)

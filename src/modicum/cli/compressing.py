@@ -24,10 +24,14 @@ Settings = Annotated[
 ]
 Calibration = Annotated[
     str | None,
-    typer.Option("--calibration", help="stdlib, a text file or folder, hf:DATASET, or token windows (.safetensors)."),
+    typer.Option(
+        "--calibration", help="stdlib, a text file or folder, hf:DATASET, or token windows (.safetensors)."
+    ),
 ]
 Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Calibration windows (128).")]
-Length = Annotated[int | None, typer.Option("--length", min=2, help="Tokens per window (2048, or the context).")]
+Length = Annotated[
+    int | None, typer.Option("--length", min=2, help="Tokens per window (2048, or the context).")
+]
 Storage = Annotated[
     str, typer.Option("--format", help="auto, plain, compressed-tensors or modicum (the smallest).")
 ]
@@ -37,9 +41,9 @@ FORMATS = ("auto", "plain", "compressed-tensors", "modicum")
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    app.command("compress", epilog="modicum compress nano-lm --method prune.wanda --set sparsity=0.5 --out small")(
-        compress
-    )
+    app.command(
+        "compress", epilog="modicum compress nano-lm --method prune.wanda --set sparsity=0.5 --out small"
+    )(compress)
     app.command("plan", epilog="modicum plan nano-lm --method quantize.gptq --set group_size=64")(plan)
 
 
@@ -112,16 +116,14 @@ def plan(
     console(quiet, as_json).print(plan_table(made))
 
 
-def _prepared(
-    model: str, recipe: Recipe, out: Path, form: str, dtype: str, device: str, **more: Any
-) -> Any:
+def _prepared(model: str, recipe: Recipe, out: Path, form: str, dtype: str, device: str, **more: Any) -> Any:
     if form not in FORMATS:
-        raise InvalidSetting(f"--format {form!r} is not a storage format.", f"Choose one of {', '.join(FORMATS)}.")
+        raise InvalidSetting(
+            f"--format {form!r} is not a storage format.", f"Choose one of {', '.join(FORMATS)}."
+        )
     from modicum import api
 
-    return api.prepare(
-        model, recipe, out, form=form, dtype=options.torch_dtype(dtype), device=device, **more
-    )  # type: ignore[arg-type]
+    return api.prepare(model, recipe, out, form=form, dtype=options.torch_dtype(dtype), device=device, **more)  # type: ignore[arg-type]
 
 
 def _recipe(
@@ -139,11 +141,15 @@ def _recipe(
     if (file is None) == (not methods):
         raise InvalidSetting("Say what to do with either --recipe or --method.", "See `modicum methods`.")
     if file is not None and settings:
-        raise InvalidSetting("--set belongs to --method; a recipe file holds its own settings.", f"Edit {file}.")
+        raise InvalidSetting(
+            "--set belongs to --method; a recipe file holds its own settings.", f"Edit {file}."
+        )
     base = recipes.load(file) if file is not None else recipes.parse(_steps(methods or [], settings or []))
     given = {"source": calibration, "samples": samples, "length": length}
     changed = base.calibration.model_copy(update={k: v for k, v in given.items() if v is not None})
-    return base.model_copy(update={"calibration": changed, **({"seed": seed} if seed or file is None else {})})
+    return base.model_copy(
+        update={"calibration": changed, **({"seed": seed} if seed or file is None else {})}
+    )
 
 
 def _steps(methods: list[str], settings: list[str]) -> list[dict[str, dict[str, Any]]]:

@@ -9,8 +9,15 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -59,8 +66,12 @@ def plan_table(plan: Plan) -> Table:
         shown = names[0] if count == 1 else f"{names[0]} and {count - 1} more"
         table.add_row("skipped", f"{shown}: {reason}")
     ratio = plan.weights_after / plan.weights_before
-    table.add_row("weights", f"{size(plan.weights_before)}  →  {size(plan.weights_after)}  ({ratio:.1%}, {plan.format})")
-    table.add_row("needs", f"{size(plan.peak_memory)} memory, {size(plan.scratch)} disk, about {duration(plan.seconds)}")
+    table.add_row(
+        "weights", f"{size(plan.weights_before)}  →  {size(plan.weights_after)}  ({ratio:.1%}, {plan.format})"
+    )
+    table.add_row(
+        "needs", f"{size(plan.peak_memory)} memory, {size(plan.scratch)} disk, about {duration(plan.seconds)}"
+    )
     if plan.tokens:
         table.add_row("data", f"{plan.tokens:,} calibration tokens")
     return table
@@ -80,7 +91,9 @@ class RunProgress:
         self.blocks = plan.blocks
         self.console.print(plan_table(plan))
         if finished_blocks:
-            self.console.print(f"Going on behind block {finished_blocks} of {plan.blocks}, which was finished before.")
+            self.console.print(
+                f"Going on behind block {finished_blocks} of {plan.blocks}, which was finished before."
+            )
         if self.console.is_terminal and not self.console.quiet:
             self.bar = Progress(
                 SpinnerColumn(),
@@ -121,7 +134,9 @@ class StageProgress:
     """Progress of a comparison: one line that says what is being measured."""
 
     def __init__(self, console: Console) -> None:
-        self.status = console.status("loading both models") if console.is_terminal and not console.quiet else None
+        self.status = (
+            console.status("loading both models") if console.is_terminal and not console.quiet else None
+        )
 
     def __enter__(self) -> StageProgress:
         if self.status is not None:

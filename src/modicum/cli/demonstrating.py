@@ -20,9 +20,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write; replaced if it exists.")] = Path(
-        "modicum-demo"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The directory to write; replaced if it exists.")
+    ] = Path("modicum-demo"),
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     quiet: options.Quiet = False,
@@ -36,7 +36,9 @@ def demo(
     from modicum.report.terminal import comparison_table
 
     screen = console(quiet, as_json)
-    screen.print("[bold]nano-lm[/], a Llama that travels with modicum: half of its weights go, 4 bits for the rest.\n")
+    screen.print(
+        "[bold]nano-lm[/], a Llama that travels with modicum: half of its weights go, 4 bits for the rest.\n"
+    )
     recipe = parse({"steps": STEPS, "calibration": CALIBRATION, "seed": seed})
     progress = RunProgress(screen)
     try:
@@ -46,7 +48,14 @@ def demo(
     with StageProgress(screen) as stages:
         command = f"modicum demo --out {out} --seed {seed}"
         found = api.compare(
-            "nano-lm", out, tokens=8192, prompts=PROMPTS, device=device, seed=seed, command=command, progress=stages
+            "nano-lm",
+            out,
+            tokens=8192,
+            prompts=PROMPTS,
+            device=device,
+            seed=seed,
+            command=command,
+            progress=stages,
         )
     page = write_report(found, out / "report")
     if as_json:

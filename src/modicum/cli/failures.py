@@ -24,9 +24,13 @@ def explain(app: Callable[..., Any], arguments: Sequence[str]) -> int:
     except ModicumError as error:
         return _report(error, as_json)
     except KeyboardInterrupt:
-        return _report(Interrupted("Interrupted.", "The same command goes on where this one stopped."), as_json)
+        return _report(
+            Interrupted("Interrupted.", "The same command goes on where this one stopped."), as_json
+        )
     except click.exceptions.Abort:
-        return _report(Interrupted("Interrupted.", "The same command goes on where this one stopped."), as_json)
+        return _report(
+            Interrupted("Interrupted.", "The same command goes on where this one stopped."), as_json
+        )
     except click.ClickException as error:
         error.show()
         return 2

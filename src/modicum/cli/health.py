@@ -9,7 +9,17 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, version
 
-CORE = ("torch", "transformers", "safetensors", "tokenizers", "pydantic", "numpy", "matplotlib", "typer", "rich")
+CORE = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "pydantic",
+    "numpy",
+    "matplotlib",
+    "typer",
+    "rich",
+)
 EXTRAS = {"compressed-tensors": "compressed", "datasets": "datasets"}
 
 
@@ -27,7 +37,12 @@ def checkup() -> dict[str, Fact]:
     facts = {"python": Fact(platform.python_version()), "modicum": Fact(version("modicum"))}
     facts |= {name: _package(name, "pip install modicum") for name in CORE}
     facts |= {name: _package(name, f"pip install 'modicum[{extra}]'") for name, extra in EXTRAS.items()}
-    facts |= {"accelerator": _accelerator(), "threads": _threads(), "free disk": _disk(), "nano models": _zoo()}
+    facts |= {
+        "accelerator": _accelerator(),
+        "threads": _threads(),
+        "free disk": _disk(),
+        "nano models": _zoo(),
+    }
     return facts
 
 

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from modicum.evaluate import Comparison
 
 Compressed = Annotated[str, typer.Argument(help="The compressed model's directory.")]
-Against = Annotated[str, typer.Option("--against", "-a", help="The original: a directory, nano model or hub id.")]
-Prompt = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A text both models continue; repeatable.")]
+Against = Annotated[
+    str, typer.Option("--against", "-a", help="The original: a directory, nano model or hub id.")
+]
+Prompt = Annotated[
+    list[str] | None, typer.Option("--prompt", "-p", help="A text both models continue; repeatable.")
+]
 Window = Annotated[int | None, typer.Option("--window", min=2, help="Tokens per perplexity window.")]
 Only = Annotated[
     list[str] | None,
@@ -61,7 +65,8 @@ def report(
     directory: Compressed,
     against: Against,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where to write the report; DIRECTORY/report by default.")
+        Path | None,
+        typer.Option("--out", "-o", help="Where to write the report; DIRECTORY/report by default."),
     ] = None,
     text: options.Text = "stdlib",
     tokens: options.Tokens = 16384,

@@ -54,7 +54,8 @@ class LayerRecord(_Record):
         role: what it does in its block, e.g. "q" or "down"; layers of one role form a row of the pictures.
         sparsity: share of weights that are exactly zero, 0..1.
         bits_per_weight: stored bits over weights of the dense matrix.
-        relative_error: |error of the output| / |output| on calibration data, 0 is exact.
+        relative_error: |error| / |original| of the layer's output, or of its weights where nothing was
+            calibrated; 0 is exact.
         nbytes: stored bytes.
         dense_nbytes: bytes of the original.
     """

@@ -35,7 +35,7 @@ class Protocol(BaseModel):
 
     @classmethod
     def fitting(cls, model: nn.Module, tokens: int) -> Protocol:
-        """The defaults, cut down to the context and vocabulary of `model` and to a text of `tokens` tokens."""
+        """The defaults, cut down to the context and vocabulary of `model` and to a text of `tokens`."""
         defaults = cls()
         context = context_length(model) or defaults.window
         window = min(defaults.window, context)

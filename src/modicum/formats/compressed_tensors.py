@@ -25,7 +25,8 @@ def expressible(modules: Mapping[str, nn.Module], schemes: Mapping[str, IntegerS
         schemes: the integer scheme of each packed layer by name.
     """
     return all(
-        isinstance(module := modules.get(name), nn.Linear) and module.in_features % scheme.span(module.in_features) == 0
+        isinstance(module := modules.get(name), nn.Linear)
+        and module.in_features % scheme.span(module.in_features) == 0
         for name, scheme in schemes.items()
     )
 

@@ -29,7 +29,9 @@ class ExpertStore(nn.Module):
         """Take in the form of one matrix, `path` being "3.gate_proj"."""
         expert, _, leaf = path.partition(".")
         if leaf not in ("gate_proj", "up_proj", "down_proj") or not expert.isdigit():
-            raise CheckpointError(f"modicum.json names the expert matrix {path!r}, which is not one of a fused tensor.")
+            raise CheckpointError(
+                f"modicum.json names the expert matrix {path!r}, which is not one of a fused tensor."
+            )
         if expert not in self._modules:
             self.add_module(expert, nn.Module())
         self.get_submodule(expert).add_module(leaf, form)
@@ -42,7 +44,9 @@ class ExpertStore(nn.Module):
             weights = [self._dense(expert, name) for expert in range(like.shape[0])]
             stacked = torch.stack(weights)
             if stacked.shape != like.shape:
-                raise CheckpointError(f"{name} has the shape {tuple(like.shape)}, its experts {tuple(stacked.shape)}.")
+                raise CheckpointError(
+                    f"{name} has the shape {tuple(like.shape)}, its experts {tuple(stacked.shape)}."
+                )
             setattr(fused, name, nn.Parameter(stacked, requires_grad=False))
         return fused
 

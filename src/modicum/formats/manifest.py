@@ -64,7 +64,9 @@ class Manifest(BaseModel):
         try:
             manifest = cls.model_validate(json.loads(file.read_text()))
         except FileNotFoundError as error:
-            raise CheckpointError(f"{file} is missing.", "Copy the checkpoint again, with all its files.") from error
+            raise CheckpointError(
+                f"{file} is missing.", "Copy the checkpoint again, with all its files."
+            ) from error
         except ValidationError as error:
             raise CheckpointError(f"{file} is not valid: {readable(error)}") from error
         except (OSError, ValueError, RecursionError) as error:

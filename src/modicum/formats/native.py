@@ -71,7 +71,11 @@ def reshape(model: nn.Module, manifest: Manifest) -> None:
         old = getattr(module, leaf, None)
         if not isinstance(old, nn.Parameter):
             raise CheckpointError(f"modicum.json gives a shape for {name}, which the model does not have.")
-        setattr(module, leaf, nn.Parameter(torch.empty(shape, dtype=old.dtype, device=old.device), old.requires_grad))
+        setattr(
+            module,
+            leaf,
+            nn.Parameter(torch.empty(shape, dtype=old.dtype, device=old.device), old.requires_grad),
+        )
         if isinstance(module, nn.Linear) and leaf == "weight":
             module.out_features, module.in_features = shape
     for name, value in manifest.attributes.items():
@@ -113,7 +117,9 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
     try:
         return model.get_submodule(path)
     except AttributeError as error:
-        raise CheckpointError(f"modicum.json names {path}, which the model of config.json does not have.") from error
+        raise CheckpointError(
+            f"modicum.json names {path}, which the model of config.json does not have."
+        ) from error
 
 
 @torch.no_grad()

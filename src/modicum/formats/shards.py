@@ -74,7 +74,9 @@ def read_header(file: Path) -> dict[str, Stored]:
             if name != "__metadata__"
         }
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing.", "Copy the checkpoint again, with all its shards.") from error
+        raise CheckpointError(
+            f"{file} is missing.", "Copy the checkpoint again, with all its shards."
+        ) from error
     except (ValueError, AttributeError, TypeError, KeyError, RecursionError, OSError) as error:
         raise CheckpointError(f"The header of {file} is corrupt.", "Copy the file again.") from error
 
@@ -229,7 +231,8 @@ def write_bytes(file: Path, *parts: bytes | memoryview) -> None:
 def no_space(file: Path, error: OSError) -> OutOfSpace:
     """The error for a file that could not be written."""
     return OutOfSpace(
-        f"{file} cannot be written ({error.strerror or error}).", "Free some space and run the same command again."
+        f"{file} cannot be written ({error.strerror or error}).",
+        "Free some space and run the same command again.",
     )
 
 

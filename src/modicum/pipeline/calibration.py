@@ -38,7 +38,12 @@ def _from_file(file: Path, samples: int, length: int) -> Tensor:
     shards = Shards(file)
     name = shards.names()[0] if len(shards.names()) == 1 else "tokens"
     tokens = shards.read(name) if name in shards else torch.empty(0)
-    if tokens.dim() != 2 or tokens.is_floating_point() or tokens.shape[0] < samples or tokens.shape[1] < length:
+    if (
+        tokens.dim() != 2
+        or tokens.is_floating_point()
+        or tokens.shape[0] < samples
+        or tokens.shape[1] < length
+    ):
         raise UnusableData(
             f"{file} does not hold {samples} windows of {length} token ids.",
             "It needs one integer tensor [windows, length] named tokens.",

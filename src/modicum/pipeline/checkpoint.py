@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from modicum.formats.compressed_tensors import quantization_config
 from modicum.formats.manifest import FORMAT, Manifest
 from modicum.formats.merge import join_all
-from modicum.formats.shards import INDEX, write_json
+from modicum.formats.shards import write_json
 from modicum.models import Block, CheckpointMap, Layer
 from modicum.pipeline.plan import Format, Plan, integer_schemes
 from modicum.pipeline.source import Source
@@ -114,7 +114,11 @@ def finish(workspace: Workspace, source: Source, plan: Plan, header: dict[str, A
     shards = join_all(workspace.blocks, root)
     manifest = Manifest(
         **header,
-        versions={"modicum": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        versions={
+            "modicum": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
         layers=records,
         promises={name: [p.name for p in sorted(live[-1], key=str)] for name, live in plan.live.items()},
         files={name: file_hash(root / name) for name in shards},

@@ -70,7 +70,8 @@ def load_tokenizer(directory: Path) -> Any:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{directory} holds no tokenizer that transformers can open.", "Copy tokenizer.json beside the weights."
+            f"{directory} holds no tokenizer that transformers can open.",
+            "Copy tokenizer.json beside the weights.",
         ) from error
 
 

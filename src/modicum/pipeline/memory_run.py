@@ -57,7 +57,9 @@ def compress_model(
         calibrated = CalibratedBlock(block)
         wanted = wanted_statistics(steps, block)
         if replay is not None and wanted:
-            calibrated = observe(block, _runner(replay, block.index), hidden, wanted, replayed_parents(steps, block), masks)
+            calibrated = observe(
+                block, _runner(replay, block.index), hidden, wanted, replayed_parents(steps, block), masks
+            )
         swept = sweep_block(steps, calibrated, live)
         records |= swept.records
         if replay is not None and block.index + 1 < len(anatomy.blocks):

@@ -83,7 +83,14 @@ class Plan:
         """The plan as plain JSON values."""
         plain = {k: v for k, v in vars(self).items() if k not in ("layers", "skipped", "live")}
         layers = [
-            {"name": p.name, "role": p.role, "shape": p.shape, "steps": p.steps, "before": p.before, "after": p.after}
+            {
+                "name": p.name,
+                "role": p.role,
+                "shape": p.shape,
+                "steps": p.steps,
+                "before": p.before,
+                "after": p.after,
+            }
             for p in self.layers
         ]
         return {**plain, "layers": layers, "skipped": [{"name": n, "reason": r} for n, r in self.skipped]}
@@ -101,7 +108,9 @@ def layer_steps(recipe: Recipe) -> tuple[LayerMethod, ...]:
     return tuple(step for step in recipe.steps if isinstance(step, LayerMethod))
 
 
-def make_plan(source: Source, recipe: Recipe, wanted: Format = "auto", samples: tuple[int, int] | None = None) -> Plan:
+def make_plan(
+    source: Source, recipe: Recipe, wanted: Format = "auto", samples: tuple[int, int] | None = None
+) -> Plan:
     """Plan a run.
 
     Args:
@@ -116,11 +125,15 @@ def make_plan(source: Source, recipe: Recipe, wanted: Format = "auto", samples: 
     """
     steps = layer_steps(recipe)
     live = {
-        layer.name: live_properties(touching(steps, layer)) for layer in source.anatomy.layers() if touching(steps, layer)
+        layer.name: live_properties(touching(steps, layer))
+        for layer in source.anatomy.layers()
+        if touching(steps, layer)
     }
     if not live:
         raise InvalidSetting("The recipe touches no layer of this model.", "Widen `only`, or narrow `skip`.")
-    layers = tuple(_layer_plan(steps, layer, source.dtype) for layer in source.anatomy.layers() if layer.name in live)
+    layers = tuple(
+        _layer_plan(steps, layer, source.dtype) for layer in source.anatomy.layers() if layer.name in live
+    )
     form = storage_format(source.model, layers, wanted)
     before = source.shards.nbytes()
     after = before - sum(p.before - (p.before if form == "plain" else p.after) for p in layers)
@@ -165,7 +178,9 @@ def storage_format(model: nn.Module, layers: Sequence[LayerPlan], wanted: Format
         InvalidSetting: compressed-tensors was asked for and cannot hold what the recipe makes.
     """
     schemes = integer_schemes({p.name: p.form for p in layers})
-    portable = bool(schemes) and len(schemes) == len(layers) and expressible(dict(model.named_modules()), schemes)
+    portable = (
+        bool(schemes) and len(schemes) == len(layers) and expressible(dict(model.named_modules()), schemes)
+    )
     if wanted == "auto":
         return "compressed-tensors" if portable else ("modicum" if schemes else "plain")
     if wanted == "compressed-tensors" and not portable:
@@ -199,7 +214,10 @@ def _peak_memory(source: Source, steps: Sequence[LayerMethod], tokens: int, leng
     width = max((layer.in_features for layer in source.anatomy.blocks[0].layers), default=0)
     narrow = getattr(source.model.config, "hidden_size", None) or width
     hidden = tokens * narrow * item
-    blocks = max(_block_memory(steps, block, source.dtype, min(tokens, max(length, BATCH_TOKENS))) for block in source.anatomy.blocks)
+    blocks = max(
+        _block_memory(steps, block, source.dtype, min(tokens, max(length, BATCH_TOKENS)))
+        for block in source.anatomy.blocks
+    )
     return resident() + max(prelude + hidden, hidden + blocks)
 
 
@@ -241,7 +259,9 @@ def _seconds(source: Source, steps: Sequence[LayerMethod], tokens: int) -> float
         if "gram" in step.statistics()
     ]
     forward = 4 * parameters * tokens / _flops_per_second(source.dtype)
-    second_order = sum(tokens * i * i / 2 + 4 * o * i * i + i**3 for o, i in grams) / _flops_per_second(torch.float32)
+    second_order = sum(tokens * i * i / 2 + 4 * o * i * i + i**3 for o, i in grams) / _flops_per_second(
+        torch.float32
+    )
     return forward + second_order + source.shards.nbytes() / 500e6
 
 

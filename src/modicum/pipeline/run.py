@@ -123,7 +123,9 @@ class Run:
                 advance(replay, block, hidden)
             self.source.release(block)
 
-    def _compress(self, workspace: Workspace, block: Block, replay: Replay | None, hidden: list[Tensor]) -> None:
+    def _compress(
+        self, workspace: Workspace, block: Block, replay: Replay | None, hidden: list[Tensor]
+    ) -> None:
         wanted = wanted_statistics(self.steps, block)
         if wanted and replay is not None:
             self.progress.working(block.index, "collecting statistics")
@@ -230,4 +232,6 @@ def check_device(device: str) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
-        raise DeviceUnavailable(f"The device {device!r} is not available: {reason}", "Use --device cpu.") from error
+        raise DeviceUnavailable(
+            f"The device {device!r} is not available: {reason}", "Use --device cpu."
+        ) from error

@@ -129,7 +129,9 @@ def _verify(
     before = layer.weight.detach()
     dense = form.to_dense()
     if not bool(torch.isfinite(dense).all()):
-        raise NotFinite(f"{step.name} made NaN or infinity at {layer.name}.", "Raise its damping, or leave it out.")
+        raise NotFinite(
+            f"{step.name} made NaN or infinity at {layer.name}.", "Raise its damping, or leave it out."
+        )
     for promise in promised:
         reference = before if promise in held else dense
         complaint = promise.violation(reference, form)

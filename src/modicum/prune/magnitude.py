@@ -29,7 +29,9 @@ class Magnitude(LayerMethod):
     keeps = (ZeroMask, NMPattern)
 
     sparsity: float = Field(0.5, ge=0, lt=1, description="fraction of the weights that become zero")
-    pattern: Pattern = Field(None, description="N:M pattern such as 2:4, N of M weights stay; replaces sparsity")
+    pattern: Pattern = Field(
+        None, description="N:M pattern such as 2:4, N of M weights stay; replaces sparsity"
+    )
     scope: Literal["matrix", "row"] = Field("matrix", description="what the weights compete within")
 
     def gives(self) -> tuple[Property, ...]:

@@ -72,7 +72,9 @@ def expected_form(weight: Tensor, sparsity: float, pattern: NM | None) -> Weight
         return from_spec(make_spec(MaskedWeight, weight, {"kept": kept}))
 
 
-def masked_form(target: Target, pruned: Tensor, pattern: NM | None, weight: Tensor | None = None) -> WeightForm:
+def masked_form(
+    target: Target, pruned: Tensor, pattern: NM | None, weight: Tensor | None = None
+) -> WeightForm:
     """The stored form of a pruned matrix.
 
     Args:

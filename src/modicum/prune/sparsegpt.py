@@ -10,8 +10,8 @@ from torch import Tensor
 
 from modicum.calibrate.statistics import Statistics
 from modicum.kernels.compensation import (
-    SemiStructured,
     Selector,
+    SemiStructured,
     Unstructured,
     inverse_cholesky,
     sweep,
@@ -36,7 +36,9 @@ class SparseGPT(LayerMethod):
     keeps = (ZeroMask, NMPattern)
 
     sparsity: float = Field(0.5, ge=0, lt=1, description="fraction of the weights that become zero")
-    pattern: Pattern = Field(None, description="N:M pattern such as 2:4, N of M weights stay; replaces sparsity")
+    pattern: Pattern = Field(
+        None, description="N:M pattern such as 2:4, N of M weights stay; replaces sparsity"
+    )
     damp: float = Field(0.01, gt=0, le=1, description="fraction of the mean diagonal added to the Hessian")
     block_size: int = Field(128, ge=1, description="columns whose mask is chosen together")
 

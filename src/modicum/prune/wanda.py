@@ -28,7 +28,9 @@ class Wanda(LayerMethod):
     keeps = (ZeroMask, NMPattern)
 
     sparsity: float = Field(0.5, ge=0, lt=1, description="fraction of every output row that becomes zero")
-    pattern: Pattern = Field(None, description="N:M pattern such as 2:4, N of M weights stay; replaces sparsity")
+    pattern: Pattern = Field(
+        None, description="N:M pattern such as 2:4, N of M weights stay; replaces sparsity"
+    )
 
     def gives(self) -> tuple[Property, ...]:
         return self.pattern.gives() if self.pattern else (ZeroMask(),)

@@ -91,7 +91,9 @@ class AWQ(IntegerMethod):
     def _rounded(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         scheme = self.scheme()
         scale, zero_point = fit_grid(weight, scheme, dtype)
-        return dequantize(quantize(weight, scale, zero_point, scheme), scale, zero_point, scheme, torch.float32)
+        return dequantize(
+            quantize(weight, scale, zero_point, scheme), scale, zero_point, scheme, torch.float32
+        )
 
 
 def _squared_error(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:

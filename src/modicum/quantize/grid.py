@@ -19,7 +19,9 @@ class IntegerMethod(LayerMethod):
     keeps = (ZeroMask, NMPattern)
 
     bits: int = Field(4, ge=2, le=8, description="bits per weight")
-    group_size: int = Field(128, ge=-1, description="consecutive inputs that share a scale; -1 for the whole row")
+    group_size: int = Field(
+        128, ge=-1, description="consecutive inputs that share a scale; -1 for the whole row"
+    )
     symmetric: bool = Field(True, description="grid without zero point (loads everywhere)")
 
     @field_validator("group_size")
@@ -45,5 +47,3 @@ class IntegerMethod(LayerMethod):
     def scheme(self) -> IntegerScheme:
         """The grid of these settings."""
         return IntegerScheme(self.bits, self.group_size, self.symmetric)
-
-

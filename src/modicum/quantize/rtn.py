@@ -21,7 +21,9 @@ class RTN(IntegerMethod):
     range is extended to contain 0, scale = (max - min) / (2^b - 1), with an integer zero point.
     """
 
-    paper: ClassVar[Paper] = Paper("Round to nearest (baseline of GPTQ and LLM.int8())", "baseline", "2210.17323")
+    paper: ClassVar[Paper] = Paper(
+        "Round to nearest (baseline of GPTQ and LLM.int8())", "baseline", "2210.17323"
+    )
 
     clip_search: bool = Field(
         False, description="shrink the range of each group to the one with least |error|^2.4"

@@ -32,7 +32,7 @@ class Quantity:
 
 
 QUANTITIES = (
-    Quantity("relative_error", "Relative output error", number, lambda v: number(v, 2), "cost"),
+    Quantity("relative_error", "Relative error", number, lambda v: number(v, 2), "cost"),
     Quantity("sparsity", "Sparsity", percent, lambda v: f"{100 * v:.0f} %", "gain", full=1.0),
     Quantity("bits_per_weight", "Bits per weight", number, lambda v: number(v, 2), "gain"),
 )

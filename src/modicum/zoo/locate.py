@@ -30,7 +30,9 @@ def locate(model: str | Path) -> Path:
     if isinstance(model, str) and HUB_ID.fullmatch(text) and not text.startswith("."):
         return _fetch(text)
     if "/" in text or directory.is_file():
-        raise CheckpointError(f"{text} is not a model directory.", "Give a directory, a nano model's name or a hub id.")
+        raise CheckpointError(
+            f"{text} is not a model directory.", "Give a directory, a nano model's name or a hub id."
+        )
     raise UnknownName.among("model directory or nano model", text, names())
 
 
