@@ -12,11 +12,23 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from modicum.evaluate.perplexity import perplexity
+
+
+def load(checkpoint: Path) -> nn.Module:
+    """A dense float32 model with exactly the numbers that the checkpoint stands for."""
+    stored = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").state_dict()
+    config = AutoConfig.from_pretrained(checkpoint)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    dense = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    dense.load_state_dict({name: stored[name] for name in dense.state_dict()})
+    return dense
 
 
 def zero_fraction(model: nn.Module) -> float:
@@ -34,7 +46,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("tokens", type=Path)
     options = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype="auto").float()
+    model = load(options.checkpoint)
     tokens = load_file(options.tokens)["tokens"]  # [windows, length]
     result = perplexity(model, tokens.flatten(), window=tokens.shape[1])
     print(json.dumps({"ppl": result.ppl, "tokens": result.tokens, "zeros": zero_fraction(model)}))

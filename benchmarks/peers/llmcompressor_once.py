@@ -24,6 +24,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -93,7 +94,7 @@ def groups(options: argparse.Namespace) -> dict[str, QuantizationScheme]:
 
 def batches(tokens: Path, batch_size: int) -> DataLoader:
     """The calibration windows in the order of the file."""
-    windows = list(load_file(tokens)["tokens"])
+    windows: Any = load_file(tokens)["tokens"]  # [windows, length]
     return DataLoader(
         windows, batch_size=batch_size, collate_fn=lambda rows: {"input_ids": torch.stack(rows)}
     )

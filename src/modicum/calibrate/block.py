@@ -153,7 +153,8 @@ class _Taps:
 def _patches(module: nn.Module, images: Tensor) -> Tensor:
     """What every output position of a convolution multiplies: [positions, in / groups * kh * kw]."""
     assert isinstance(module, nn.Conv2d)
-    columns = F.unfold(images, module.kernel_size, module.dilation, module.padding, module.stride)
+    padding: Any = module.padding  # named paddings ("same") do not occur in the models that are described
+    columns = F.unfold(images, module.kernel_size, module.dilation, padding, module.stride)
     grouped = columns.unflatten(1, (module.groups, -1))  # [batch, groups, in / groups * kh * kw, positions]
     return grouped.permute(0, 1, 3, 2).flatten(0, 2)
 

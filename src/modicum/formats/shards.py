@@ -185,7 +185,7 @@ def _files(path: Path) -> list[Path]:
 def _pickle_refused(path: Path, name: str) -> UnsafeCheckpoint:
     return UnsafeCheckpoint(
         f"{path} holds its weights as pickle ({name}), which can run code when opened.",
-        "Convert it once: torch.load(FILE, weights_only=True), then safetensors.torch.save_file(state, 'model.safetensors').",
+        "Convert it once: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')",
     )
 
 
@@ -262,7 +262,7 @@ def make_header(entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> b
 def _as_bytes(tensor: Tensor) -> memoryview:
     if tensor.numel() == 0:
         return memoryview(b"")
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_json(file: Path, value: Any) -> None:

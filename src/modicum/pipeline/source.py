@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from modicum.errors import CheckpointError, NotFinite
 from modicum.formats.shards import Shards
@@ -143,11 +143,11 @@ def stored_dtype(config: Any, shards: Shards) -> torch.dtype:
 
 def head_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters that only the output head uses."""
-    find = getattr(model, "get_output_embeddings", None)
-    head = find() if callable(find) else None
+    if not isinstance(model, PreTrainedModel):
+        return set()
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if not isinstance(head, nn.Module):
         return set()
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     shared = {id(p) for p in embedding.parameters()} if isinstance(embedding, nn.Module) else set()
     path = module_name(model, head)
     return {f"{path}.{name}" for name, p in head.named_parameters() if id(p) not in shared}

@@ -84,8 +84,9 @@ def sweep_block(
             position = done[layer.name]
             held = live[layer.name][position - 1] if position else frozenset()
             form, notes = _compress(step, layer, calibrated.layer_statistics(layer), held)
-            _verify(step, layer, form, held, live[layer.name][position])
-            layer.set_weight(form.to_dense(), form.bias)
+            dense = form.to_dense()
+            _verify(step, layer, form, dense, held, live[layer.name][position])
+            layer.set_weight(dense, form.bias)
             swept.forms[layer.name] = form
             swept.records.setdefault(layer.name, {}).update(notes)
             done[layer.name] += 1
@@ -117,6 +118,7 @@ def _verify(
     step: LayerMethod,
     layer: Layer,
     form: WeightForm,
+    dense: Tensor,
     held: frozenset[Property],
     promised: frozenset[Property],
 ) -> None:
@@ -127,7 +129,6 @@ def _verify(
         NotFinite: the result holds NaN or infinity.
     """
     before = layer.weight.detach()
-    dense = form.to_dense()
     if not bool(torch.isfinite(dense).all()):
         raise NotFinite(
             f"{step.name} made NaN or infinity at {layer.name}.", "Raise its damping, or leave it out."
@@ -145,7 +146,7 @@ def _verify(
 def _record(layer: Layer, form: WeightForm, calibrated: CalibratedBlock) -> dict[str, Any]:
     """What modicum.json says of a layer."""
     reference = calibrated.references[layer.name].float()
-    dense = form.to_dense().float()
+    dense = layer.weight.detach().float()
     size = layer.out_features * layer.in_features
     record: dict[str, Any] = {
         "block": layer.block,
