@@ -15,16 +15,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig
 
 from modicum.evaluate.perplexity import perplexity
 
 
 def load(checkpoint: Path) -> nn.Module:
     """A dense float32 model with exactly the numbers that the checkpoint stands for."""
-    stored = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").state_dict()
     config = AutoConfig.from_pretrained(checkpoint)
-    if hasattr(config, "quantization_config"):
+    packed = hasattr(config, "quantization_config")
+    expand = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if packed else {}
+    stored = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", **expand).state_dict()
+    if packed:
         del config.quantization_config
     dense = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     dense.load_state_dict({name: stored[name] for name in dense.state_dict()})

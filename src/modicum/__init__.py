@@ -4,6 +4,7 @@
 
     model = modicum.load("out")                                     # what modicum wrote, in its compressed form
     model = modicum.compress(model, recipe, data=windows)           # in memory
+    modicum.save(model, "small")                                    # whatever its layers have become
     result = modicum.compress("nano-lm", recipe, out="out")         # on disk, block by block, resumable
     comparison = modicum.compare("nano-lm", "out")                  # quality, bytes, memory, speed
 
@@ -20,11 +21,11 @@ from modicum import hook
 from modicum.version import __version__
 
 if TYPE_CHECKING:
-    from modicum.api import compare, compress, load
+    from modicum.api import compare, compress, load, save
     from modicum.errors import ModicumError
     from modicum.pipeline.recipe import Recipe
 
-__all__ = ["ModicumError", "Recipe", "__version__", "compare", "compress", "load"]
+__all__ = ["ModicumError", "Recipe", "__version__", "compare", "compress", "load", "save"]
 
 _HOMES = {
     "ModicumError": "modicum.errors",
@@ -32,6 +33,7 @@ _HOMES = {
     "compare": "modicum.api",
     "compress": "modicum.api",
     "load": "modicum.api",
+    "save": "modicum.api",
 }
 
 hook.install()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -262,6 +263,13 @@ def readable(error: ValidationError) -> str:
     for cause in error.errors():
         key = ".".join(str(part) for part in cause["loc"]) or "settings"
         message = cause["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(cause.get("input"), dict) else f" (given: {cause.get('input')!r})"
+        given = "" if isinstance(cause.get("input"), dict) else f" (given: {shown(cause.get('input'))})"
         lines.append(f"{key}: {message}{given}")
     return "; ".join(lines)
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: cut short, however long or deep it is."""
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = 100
+    return brief.repr(value)

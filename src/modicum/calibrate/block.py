@@ -145,9 +145,13 @@ class _Taps:
     def _vectors(self, layer: Layer, inputs: Tensor) -> Tensor:
         if layer.kind == "conv2d":
             return _patches(layer.module, inputs)
-        if self.mask is not None and inputs.shape[:-1] == self.mask.shape:
-            return inputs[self.mask.to(inputs.device)]
-        return inputs
+        return self.unpadded(inputs) if layer.expert is None else inputs
+
+    def unpadded(self, inputs: Tensor) -> Tensor:
+        """The vectors of `inputs` [batch, tokens, d] or [batch * tokens, d] that are not padding."""
+        if self.mask is None or inputs.shape[:-1].numel() != self.mask.numel():
+            return inputs
+        return inputs.flatten(0, -2)[self.mask.flatten().to(inputs.device)]  # [kept, d]
 
 
 def _patches(module: nn.Module, images: Tensor) -> Tensor:
@@ -181,7 +185,7 @@ def _layer_hook(taps: _Taps, layer: Layer) -> Callable[[nn.Module, tuple[Any, ..
 
 def _experts_hook(taps: _Taps, experts: ExpertsView) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        hidden, indices = args[0], args[1]  # [tokens, d], [tokens, k]
+        hidden, indices = taps.unpadded(args[0]), taps.unpadded(args[1])  # [tokens, d], [tokens, k]
         for expert in range(experts.num_experts):
             routed = hidden[(indices == expert).any(1)]  # [routed, d]
             if len(routed):

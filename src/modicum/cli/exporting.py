@@ -28,10 +28,13 @@ def export(
     if not uniform:
         raise InvalidSetting("Say what to export.", "--uniform pads all layers to the same shapes.")
     from modicum.cli.console import console, print_json, size
-    from modicum.pipeline.uniform import export_uniform
+    from modicum.pipeline.uniform import export_uniform, is_uniform
     from modicum.zoo.locate import locate
 
-    written = export_uniform(locate(model), out)
+    directory = locate(model)
+    already = is_uniform(directory)
+    written = export_uniform(directory, out)
     if as_json:
-        print_json({"out": str(out), "weights_bytes": written})
-    console(quiet, as_json).print(f"[green]✓[/] {out}  {size(written)}, all layers of equal shape")
+        print_json({"out": str(out), "weights_bytes": written, "already_uniform": already})
+    told = "the layers were of equal shape already" if already else "all layers of equal shape"
+    console(quiet, as_json).print(f"[green]✓[/] {out}  {size(written)}, {told}")

@@ -83,8 +83,6 @@ def compare(
     facts: dict[str, Any] = {"environment": environment(device_of(after))}
     if "quality" in what:
         facts["agreement"] = _quality(models, tokens, protocol, measured, progress)
-    if "size" in what:
-        _size(models, directories, measured)
     if "memory" in what:
         facts["environment"]["peak_memory_by"] = _peak(models, tokens, protocol, measured)
     if "speed" in what:
@@ -92,6 +90,8 @@ def compare(
     if "samples" in what:
         texts = prompts or _prompts(tokenizer, tokens)
         facts["samples"] = _samples(before, after, tokenizer, texts, protocol.sample_tokens, progress)
+    if "size" in what:  # last: a weight form may keep a second layout for a kernel once it has run
+        _size(models, directories, measured)
     return Comparison(
         name=name,
         before=Measurements(**measured["before"]),

@@ -2,8 +2,8 @@
 
 The model is built from config.json on the meta device, then modicum.json says which parameters have another shape
 than the config implies (layers of different widths, heads, experts) and which weights are stored in which form. The
-forms are put in place before the weights are read; storage forms (masked, N:M, expert slices) become ordinary dense
-modules once their tensors are there.
+forms are put in place before the weights are read. Forms that only save bytes on disk (masked, N:M) and forms of what
+cannot be exchanged (convolutions, expert slices) give way to the original modules once their tensors are there.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from modicum.errors import CheckpointError
 from modicum.formats.experts import ExpertStore
+from modicum.formats.irregular import check, reshape, submodule
 from modicum.formats.manifest import FORMAT, Manifest
+from modicum.formats.shards import Shards
+from modicum.models.storage import storage_of
 from modicum.weights.base import WeightForm, from_spec
 
 METHOD = "modicum"
@@ -45,105 +49,92 @@ class ModicumQuantizer(HfQuantizer):
         """Forms are written by modicum's checkpoint writer, not by `save_pretrained`."""
         return False
 
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Remember the compute dtype: forms are read as they are stored and cast afterwards."""
+        self.dtype = dtype
+        return dtype
+
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
         if not checkpoint_files:
             raise CheckpointError("A modicum checkpoint needs its weight files beside modicum.json.")
-        self.manifest = Manifest.read(Path(checkpoint_files[0]).parent)
-        reshape(model, self.manifest)
-        install_forms(model, self.manifest)
+        directory = Path(checkpoint_files[0]).parent
+        manifest = Manifest.read(directory)
+        reshape(model, manifest)
+        self.originals = install_forms(model, manifest)
+        check(model, manifest, Shards(directory))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        expand_stored(model)
+        expand_stored(model, self.originals, self.dtype)
         return model
 
 
-def reshape(model: nn.Module, manifest: Manifest) -> None:
-    """Give the parameters listed in the manifest their own shapes, and modules the integers that go with them.
+def install_forms(model: nn.Module, manifest: Manifest) -> dict[str, nn.Module]:
+    """Replace every layer that is stored in a form by that form, empty and on the meta device.
 
-    Raises:
-        CheckpointError: the manifest names a parameter or an attribute that the model does not have.
-    """
-    for name, shape in manifest.shapes.items():
-        path, _, leaf = name.rpartition(".")
-        module = _submodule(model, path)
-        old = getattr(module, leaf, None)
-        if not isinstance(old, nn.Parameter):
-            raise CheckpointError(f"modicum.json gives a shape for {name}, which the model does not have.")
-        setattr(
-            module,
-            leaf,
-            nn.Parameter(torch.empty(shape, dtype=old.dtype, device=old.device), old.requires_grad),
-        )
-        if isinstance(module, nn.Linear) and leaf == "weight":
-            module.out_features, module.in_features = shape
-    for name, value in manifest.attributes.items():
-        path, _, leaf = name.rpartition(".")
-        module = _submodule(model, path)
-        if type(getattr(module, leaf, None)) is not int:
-            raise CheckpointError(f"modicum.json sets {name}, which is not an integer of the model.")
-        setattr(module, leaf, value)
-
-
-def install_forms(model: nn.Module, manifest: Manifest) -> None:
-    """Replace every layer that is stored in a form by that form, empty and on the model's device.
+    Returns:
+        The modules that were replaced, by name.
 
     Raises:
         CheckpointError: a layer of the manifest is not in the model, or its shape differs.
     """
-    stores: dict[str, ExpertStore] = {}
+    originals: dict[str, nn.Module] = {}
     for name, spec in manifest.forms().items():
-        owner, marker, rest = name.partition(".experts.")
-        if marker and not isinstance(_submodule(model, owner + ".experts"), nn.ModuleList):
-            path = owner + ".experts"
-            if path not in stores:
-                stores[path] = ExpertStore(_submodule(model, path))
-                model.set_submodule(path, stores[path])
-            stores[path].add(rest, from_spec(spec))
+        with torch.device("meta"):
+            form = from_spec(spec)
+        owner, marker, path = name.rpartition(".experts.")
+        fused = submodule(model, f"{owner}.experts") if marker else None
+        if fused is not None and not isinstance(fused, nn.ModuleList):
+            if not isinstance(fused, ExpertStore):
+                fused = ExpertStore(fused)
+                model.set_submodule(f"{owner}.experts", fused)
+            fused.add(path, form)
         else:
-            model.set_submodule(name, _form_for(_submodule(model, name), name, spec))
+            originals[name] = _replace(model, name, form)
+    return originals
 
 
-def _form_for(module: nn.Module, name: str, spec: dict[str, Any]) -> WeightForm:
-    form = from_spec(spec)
-    weight = getattr(module, "weight", None)
-    if weight is None or weight.numel() != form.in_features * form.out_features:
+def _replace(model: nn.Module, name: str, form: WeightForm) -> nn.Module:
+    module = submodule(model, name)
+    storage = None if isinstance(module, WeightForm) else storage_of(module)
+    if storage is None or storage.shape != (form.out_features, form.in_features):
         raise CheckpointError(f"config.json and modicum.json disagree on the shape of {name}.")
-    return form
-
-
-def _submodule(model: nn.Module, path: str) -> nn.Module:
-    try:
-        return model.get_submodule(path)
-    except AttributeError as error:
-        raise CheckpointError(
-            f"modicum.json names {path}, which the model of config.json does not have."
-        ) from error
+    if storage.bias is not None and form.bias is None:
+        raise CheckpointError(f"modicum.json gives {name} no bias, config.json does.")
+    model.set_submodule(name, form)
+    # Some models initialize a layer through its owner, which would look for a dense weight here.
+    submodule(model, name.rpartition(".")[0])._is_hf_initialized = True
+    return module
 
 
 @torch.no_grad()
-def expand_stored(model: nn.Module) -> None:
-    """Check every loaded form, and turn forms that are only for storage into dense modules."""
+def expand_stored(model: nn.Module, originals: dict[str, nn.Module], dtype: torch.dtype | None = None) -> None:
+    """Check every loaded form, and put the original modules back where a form is only for storage.
+
+    Args:
+        model: with the forms of `install_forms`, filled.
+        originals: what `install_forms` replaced.
+        dtype: compute dtype; that of each form by default.
+    """
     for name, module in list(model.named_modules()):
         if isinstance(module, ExpertStore):
-            model.set_submodule(name, module.expanded())
-        elif isinstance(module, WeightForm) and not _inside_store(model, name):
-            module.check()
-            if module.expand_on_load:
-                model.set_submodule(name, dense_linear(module))
+            model.set_submodule(name, module.expanded(dtype))
+    for name, original in originals.items():
+        form: Any = model.get_submodule(name)
+        form.check()
+        if dtype is not None:
+            form.to(dtype)
+        storage = storage_of(original)
+        if storage is not None and (form.expand_on_load or not storage.swappable):
+            fill(original, form)
+            model.set_submodule(name, original)
 
 
-def _inside_store(model: nn.Module, name: str) -> bool:
-    parent = name.partition(".experts.")[0] + ".experts"
-    return parent != name + ".experts" and isinstance(_submodule(model, parent), ExpertStore)
-
-
-def dense_linear(form: WeightForm) -> nn.Linear:
-    """An ordinary linear layer with the weight of `form`."""
-    weight = form.to_dense()
-    linear = nn.Linear(form.in_features, form.out_features, form.bias is not None, "meta", weight.dtype)
-    linear.weight = nn.Parameter(weight, requires_grad=False)
+def fill(module: Any, form: WeightForm) -> None:
+    """Give a linear layer or convolution the dense weight, and the bias, of `form`."""
+    dense = form.to_dense()  # [out, in]
+    turned = dense.t().contiguous() if isinstance(module, Conv1D) else dense.reshape(module.weight.shape)
+    module.weight = nn.Parameter(turned, module.weight.requires_grad)
     if form.bias is not None:
-        linear.bias = nn.Parameter(form.bias.detach(), requires_grad=False)
-    return linear
+        module.bias = nn.Parameter(form.bias.detach(), module.weight.requires_grad)

@@ -19,6 +19,7 @@ import transformers
 from torch import Tensor, nn
 
 from modicum.formats.compressed_tensors import quantization_config
+from modicum.formats.experts import stored_under
 from modicum.formats.manifest import FORMAT, Manifest
 from modicum.formats.merge import join_all
 from modicum.formats.shards import write_json
@@ -65,7 +66,8 @@ def block_tensors(
     for layer in block.layers:
         if layer.name in stored:
             covered.update(layer.parameter_names)
-            tensors |= {f"{layer.name}.{key}": value for key, value in stored[layer.name].tensors().items()}
+            under, form_tensors = stored_under(layer), stored[layer.name].tensors()
+            tensors |= {f"{under}.{key}": value for key, value in form_tensors.items()}
     parameters = {**dict(block.module.named_parameters()), **dict(block.module.named_buffers())}
     for name in names.needed(block.name):
         if name not in covered:
@@ -186,6 +188,6 @@ def _restore_form(layer: Layer, spec: dict[str, Any], shards: Any) -> None:
 
     form = from_spec(spec)
     wanted: Iterable[str] = form.tensors()
-    form.load_state_dict({key: shards.read(f"{layer.name}.{key}") for key in wanted}, assign=True)
+    form.load_state_dict({key: shards.read(f"{stored_under(layer)}.{key}") for key in wanted}, assign=True)
     form.check()
     layer.set_weight(form.to_dense(), form.bias)

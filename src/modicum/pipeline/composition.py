@@ -7,6 +7,7 @@ anything is loaded; if another order of the same steps works, the refusal says w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import permutations
 
@@ -40,11 +41,17 @@ def live_properties(steps: Sequence[Method], start: Iterable[Property] = ()) -> 
 def _complaint(step: Method, live: frozenset[Property], givers: dict[Property, str]) -> str:
     for need in step.needs:
         if not any(isinstance(held, need) for held in live):
-            return f"{step.name} needs {need.title}, which no step before it gives."
+            return f"{step.name} needs the property '{_words(need)}', which no step before it gives."
     for held in sorted(live, key=str):
         if not isinstance(held, step.keeps):
             return f"{givers[held]} leaves {held.name}, which {step.name} would break."
     return ""
+
+
+def _words(kind: type[Property]) -> str:
+    """The name of a kind of property as people write it: ZeroMask is "zero mask", NMPattern "NM pattern"."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+", kind.__name__)
+    return " ".join(word if word.isupper() else word.lower() for word in words)
 
 
 def _suggestion(steps: Sequence[Method], start: Iterable[Property]) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
+from tqdm import tqdm
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from modicum.errors import CheckpointError
+from modicum.errors import CheckpointError, ModicumError
 from modicum.formats.manifest import Manifest
 from modicum.formats.native import ModicumConfig
 from modicum.formats.shards import Shards
@@ -38,24 +40,34 @@ def load_model(directory: Path, dtype: torch.dtype | None = None, device: str = 
         config.quantization_config = ModicumConfig().to_dict()
     try:
         with _without_bars():
-            model = _class_of(config).from_pretrained(
-                directory, config=config, dtype=dtype or "auto", local_files_only=True
+            model, report = _class_of(config).from_pretrained(
+                directory, config=config, dtype=dtype or "auto", local_files_only=True, output_loading_info=True
             )
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
+    except ModicumError:
+        raise
+    except Exception as error:  # transformers and its quantizers raise whatever a damaged file makes them stumble on
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{directory} cannot be opened: {reason}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{directory} holds no tensor for {missing[0]} ({len(missing)} are missing).",
+            "Copy the checkpoint again, or use the config.json that belongs to it.",
+        )
     model.to(device)
     return model.eval()
 
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Keep transformers from drawing its own progress bars."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Keep transformers and compressed-tensors from drawing their own progress bars."""
+    shown, begin = transformers_logging.is_progress_bar_enabled(), tqdm.__init__
     transformers_logging.disable_progress_bar()
+    tqdm.__init__ = partialmethod(begin, disable=True)
     try:
         yield
     finally:
+        tqdm.__init__ = begin
         if shown:
             transformers_logging.enable_progress_bar()
 

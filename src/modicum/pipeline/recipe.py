@@ -13,6 +13,7 @@ A step without settings may be a bare name. A list of steps alone is a recipe as
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 
 from modicum.errors import InvalidSetting, ModicumError, UnknownName
-from modicum.method import Method, build, readable
+from modicum.method import Method, build, readable, shown
 
 
 class Calibration(BaseModel):
@@ -46,7 +47,7 @@ class Recipe(BaseModel):
 
     steps: tuple[SerializeAsAny[Method], ...]
     calibration: Calibration = Calibration()
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
 
     @classmethod
     def of(cls, *steps: Method, seed: int = 0, **calibration: Any) -> Recipe:
@@ -69,7 +70,7 @@ class Recipe(BaseModel):
             steps.append({step.name: changed} if changed else step.name)
         changed = self.calibration.model_dump(mode="json")
         value = {"seed": self.seed, "calibration": changed, "steps": steps}
-        return str(yaml.safe_dump(value, sort_keys=False, default_flow_style=None))
+        return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None))
 
 
 def load(path: Path) -> Recipe:
@@ -90,14 +91,43 @@ def load(path: Path) -> Recipe:
 
 
 def parse_text(text: str) -> Recipe:
-    """A recipe from YAML text."""
+    """A recipe from YAML text.
+
+    Raises:
+        InvalidSetting: not YAML, or not a recipe.
+        UnknownName: a method or a setting that does not exist.
+    """
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        value = yaml.load(text, _Loader)  # a SafeLoader
+    except (yaml.YAMLError, RecursionError, *_SLIPS) as error:
         reason = " ".join(str(error).split())
         raise InvalidSetting(f"The recipe is not valid YAML: {reason}", EXAMPLE) from error
     return parse(value)
 
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers of YAML 1.2: `2:4` is a text, not 124 in base 60, and `1e-3` is a number."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that quotes a text which YAML 1.1 or 1.2 would read as a number."""
+
+
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?[0-9]+",
+    "tag:yaml.org,2002:float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _form in _NUMBERS.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(f"(?:{_form})$"), list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+
+# PyYAML lets these through for values that do not fit their tag (`!!bool x`, `!!timestamp x`, 2020-13-45)
+_SLIPS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 EXAMPLE = "A recipe looks like:  steps: [{prune.wanda: {sparsity: 0.5}}, quantize.gptq]"
 
@@ -130,12 +160,12 @@ def _step(step: Any) -> Method:
     if isinstance(step, Mapping) and len(step) == 1:
         ((name, settings),) = step.items()
         return build(str(name), _mapping(settings, str(name)))
-    raise InvalidSetting(f"{step!r} is not a step.", EXAMPLE)
+    raise InvalidSetting(f"{shown(step)} is not a step.", EXAMPLE)
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise InvalidSetting(f"{where}: settings must be a mapping (given: {value!r}).", EXAMPLE)
+        raise InvalidSetting(f"{where}: settings must be a mapping (given: {shown(value)}).", EXAMPLE)
     return dict(value)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from modicum.errors import CheckpointError, NotFinite
+from modicum.errors import CheckpointError, ModicumError, NotFinite
 from modicum.formats.shards import Shards
 from modicum.models import Anatomy, Block, CheckpointMap, load_tensors, release, skeleton
 from modicum.models.anatomy import module_name
@@ -34,9 +34,27 @@ def read_config(directory: Path) -> Any:
     except FileNotFoundError as error:
         hint = "Give a Hugging Face model directory, a nano model's name or a hub id."
         raise CheckpointError(f"{file} is missing.", hint) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except Exception as error:  # configs check themselves, each with exceptions of its own
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{file} is not a config that transformers can read: {reason}") from error
+
+
+def built(config: Any, dtype: torch.dtype, directory: Path) -> nn.Module:
+    """The model of a config without weights.
+
+    Raises:
+        CheckpointError: the values of the config make no model.
+    """
+    try:
+        return skeleton(config, dtype)
+    except ModicumError:
+        raise
+    except Exception as error:  # whatever a model's constructor stumbles over
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{directory / 'config.json'} describes no model that can be built: {reason}",
+            "Compare it with the config of the original model.",
+        ) from error
 
 
 @dataclass
@@ -74,7 +92,7 @@ class Source:
                 "Compress the original, with all steps in one recipe.",
             )
         shards = Shards(directory)
-        model = skeleton(config, dtype or stored_dtype(config, shards))
+        model = built(config, dtype or stored_dtype(config, shards), directory)
         anatomy = Anatomy.of(model)
         names = CheckpointMap(shards.names(), model, anatomy.family)
         names.check({name: at.shape for name, at in shards.tensors.items()})
@@ -145,9 +163,10 @@ def head_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters that only the output head uses."""
     if not isinstance(model, PreTrainedModel):
         return set()
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):
         return set()
+    embedding = model.get_input_embeddings()
     shared = {id(p) for p in embedding.parameters()} if isinstance(embedding, nn.Module) else set()
     path = module_name(model, head)
     return {f"{path}.{name}" for name, p in head.named_parameters() if id(p) not in shared}

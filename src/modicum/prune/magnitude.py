@@ -10,7 +10,7 @@ from torch import Tensor
 from modicum.calibrate.statistics import Statistics
 from modicum.kernels.selection import prune_lowest, prune_lowest_global
 from modicum.method import LayerMethod, Paper, Target
-from modicum.prune.pattern import Pattern, expected_form, masked_form
+from modicum.prune.pattern import Pattern, expected_form, masked_form, scores_of
 from modicum.weights.base import WeightForm
 from modicum.weights.properties import NMPattern, Property, ZeroMask
 
@@ -38,15 +38,19 @@ class Magnitude(LayerMethod):
         return self.pattern.gives() if self.pattern else (ZeroMask(),)
 
     def expected_form(self, weight: Tensor) -> WeightForm:
-        return expected_form(weight, self.sparsity, self.pattern)
+        rows, columns = weight.shape
+        pruned = self._count(columns) * rows if self.scope == "row" else self._count(weight.numel())
+        return expected_form(weight, pruned, self.pattern)
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
-        scores = target.weight.float().abs()  # [out, in]
-        return masked_form(target, self._pruned(scores), self.pattern)
-
-    def _pruned(self, scores: Tensor) -> Tensor:
+        scores = scores_of(target, target.weight.float().abs())  # [out, in]
         if self.pattern:
-            return self.pattern.pruned(scores)
-        if self.scope == "row":
-            return prune_lowest(scores, int(self.sparsity * scores.shape[1]))
-        return prune_lowest_global(scores, int(self.sparsity * scores.numel()))
+            pruned = self.pattern.pruned(target.name, scores)
+        elif self.scope == "row":
+            pruned = prune_lowest(scores, self._count(scores.shape[1]))
+        else:
+            pruned = prune_lowest_global(scores, self._count(scores.numel()))
+        return masked_form(target, pruned, self.pattern)
+
+    def _count(self, entries: int) -> int:
+        return int(self.sparsity * entries)

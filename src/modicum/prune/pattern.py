@@ -33,8 +33,13 @@ class NM:
         """What a layer pruned to this pattern promises."""
         return (ZeroMask(), NMPattern(self.n, self.m))
 
-    def pruned(self, scores: Tensor) -> Tensor:
-        """Bool [out, in], True at the m - n lowest scores of every aligned group of m columns."""
+    def pruned(self, name: str, scores: Tensor) -> Tensor:
+        """Bool [out, in], True at the m - n lowest scores of every aligned group of m columns.
+
+        Raises:
+            InvalidSetting: the inputs of the layer `name` do not divide into groups of m.
+        """
+        self.check(name, scores.shape[1])
         return semi_structured(scores, self.n, self.m)
 
     def check(self, name: str, in_features: int) -> None:
@@ -42,7 +47,7 @@ class NM:
         if in_features % self.m:
             raise InvalidSetting(
                 f"{name} has {in_features} inputs, which do not divide into groups of {self.m}.",
-                f"Leave it out with skip=['{name}'] or choose a sparsity instead of a pattern.",
+                "Leave such layers out with `skip`, or choose a sparsity instead of a pattern.",
             )
 
 
@@ -63,13 +68,27 @@ Pattern = Annotated[
 ]
 
 
-def expected_form(weight: Tensor, sparsity: float, pattern: NM | None) -> WeightForm:
-    """The form that `masked_form` will give a matrix of the shape of `weight`, on the meta device."""
+def expected_form(weight: Tensor, pruned: int, pattern: NM | None) -> WeightForm:
+    """The form that `masked_form` will give a matrix, on the meta device.
+
+    Args:
+        weight: [out, in], on the meta device.
+        pruned: how many weights go if there is no pattern.
+        pattern: the N:M pattern, if any.
+
+    Raises:
+        InvalidSetting: the inputs do not divide into the groups of the pattern.
+    """
     with torch.device("meta"):
         if pattern:
+            pattern.check(f"A layer of {weight.shape[0]} outputs", weight.shape[1])
             return from_spec(make_spec(SemiStructuredWeight, weight, {"n": pattern.n, "m": pattern.m}))
-        kept = weight.numel() - int(sparsity * weight.numel())
-        return from_spec(make_spec(MaskedWeight, weight, {"kept": kept}))
+        return from_spec(make_spec(MaskedWeight, weight, {"kept": weight.numel() - pruned}))
+
+
+def scores_of(target: Target, scores: Tensor) -> Tensor:
+    """`scores` [out, in], with what an earlier step set to zero below everything else: it goes first."""
+    return scores if target.zeros is None else scores.masked_fill(target.zeros, -1.0)
 
 
 def masked_form(
@@ -88,6 +107,5 @@ def masked_form(
     dense = target.weight if weight is None else weight.to(target.weight.dtype)
     dense = dense.masked_fill(pruned, 0)
     if pattern:
-        pattern.check(target.name, dense.shape[1])
         return SemiStructuredWeight.from_dense(dense, pattern.n, pattern.m, bias=target.bias)
     return MaskedWeight.from_dense(dense, mask=~pruned, bias=target.bias)

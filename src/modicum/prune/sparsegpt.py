@@ -49,7 +49,9 @@ class SparseGPT(LayerMethod):
         return frozenset({"gram"})
 
     def expected_form(self, weight: Tensor) -> WeightForm:
-        return expected_form(weight, self.sparsity, self.pattern)
+        rows, columns = weight.shape
+        widths = [min(self.block_size, columns - start) for start in range(0, columns, self.block_size)]
+        return expected_form(weight, sum(int(self.sparsity * rows * width) for width in widths), self.pattern)
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
         if self.pattern:

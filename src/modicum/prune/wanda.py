@@ -10,7 +10,7 @@ from torch import Tensor
 from modicum.calibrate.statistics import Statistics
 from modicum.kernels.selection import prune_lowest
 from modicum.method import LayerMethod, Paper, Target
-from modicum.prune.pattern import Pattern, expected_form, masked_form
+from modicum.prune.pattern import Pattern, expected_form, masked_form, scores_of
 from modicum.weights.base import WeightForm
 from modicum.weights.properties import NMPattern, Property, ZeroMask
 
@@ -39,12 +39,15 @@ class Wanda(LayerMethod):
         return frozenset({"column_norm"})
 
     def expected_form(self, weight: Tensor) -> WeightForm:
-        return expected_form(weight, self.sparsity, self.pattern)
+        return expected_form(weight, weight.shape[0] * self._per_row(weight), self.pattern)
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
-        scores = target.weight.float().abs() * statistics.column_norm  # [out, in]
+        scores = scores_of(target, target.weight.float().abs() * statistics.column_norm)  # [out, in]
         if self.pattern:
-            pruned = self.pattern.pruned(scores)
+            pruned = self.pattern.pruned(target.name, scores)
         else:
-            pruned = prune_lowest(scores, int(self.sparsity * scores.shape[1]))
+            pruned = prune_lowest(scores, self._per_row(scores))
         return masked_form(target, pruned, self.pattern)
+
+    def _per_row(self, matrix: Tensor) -> int:
+        return int(self.sparsity * matrix.shape[1])

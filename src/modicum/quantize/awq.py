@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from modicum.calibrate.block import CalibratedBlock
 from modicum.calibrate.statistics import Statistics
@@ -68,7 +69,7 @@ class AWQ(IntegerMethod):
         """The scale [in] whose rounding error changes the output of the fold's parent least."""
         originals = [layer.weight.detach().clone() for layer in fold.targets]
         wanted = block.replay(fold.parent)
-        salience = block.layer_statistics(fold.targets[0]).mean_abs  # [in]
+        salience = _salience(block, fold.targets)
         best, least = torch.ones_like(salience), torch.inf
         for step in range(self.ratios):
             scale = self._scale(salience, originals, step / self.ratios)
@@ -96,6 +97,15 @@ class AWQ(IntegerMethod):
         )
 
 
+def _salience(block: CalibratedBlock, layers: Sequence[Layer]) -> Tensor:
+    """Mean magnitude of each input channel over all the vectors that reach any of the layers, [in]."""
+    found = [block.layer_statistics(layer) for layer in layers]
+    tokens = sum(statistics.tokens for statistics in found)
+    if not tokens:
+        return found[0].mean_abs
+    return torch.stack([statistics.mean_abs * (statistics.tokens / tokens) for statistics in found]).sum(0)
+
+
 def _squared_error(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     pairs = zip(outputs, wanted, strict=True)
     return float(torch.stack([(a.float() - b.float()).square().sum() for a, b in pairs]).sum())
@@ -104,8 +114,15 @@ def _squared_error(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> float
 def _relative_weight(weights: Sequence[Tensor], scheme: IntegerScheme) -> Tensor:
     """Mean over all rows of |w| relative to the largest of its group, [in]."""
     stacked = torch.cat([weight.float().abs() for weight in weights])  # [rows, in]
-    grouped = stacked.unflatten(1, (-1, scheme.span(stacked.shape[1])))
-    return (grouped / grouped.amax(-1, keepdim=True).clamp(min=1e-6)).flatten(1).mean(0)
+    grouped = _grouped(stacked, scheme)
+    relative = (grouped / grouped.amax(-1, keepdim=True).clamp(min=1e-6)).flatten(1).mean(0)
+    return relative[: stacked.shape[1]]
+
+
+def _grouped(matrix: Tensor, scheme: IntegerScheme) -> Tensor:
+    """[rows, in] as [rows, groups, span]; a short last group is filled up with zeros."""
+    span = scheme.span(matrix.shape[1])
+    return F.pad(matrix, (0, -matrix.shape[1] % span)).unflatten(1, (-1, span))
 
 
 def _clipped(weight: Tensor, sample: Tensor, scheme: IntegerScheme, dtype: torch.dtype) -> Tensor:
@@ -117,12 +134,9 @@ def _clipped(weight: Tensor, sample: Tensor, scheme: IntegerScheme, dtype: torch
         scheme: the integer grid.
         dtype: dtype of the scales.
     """
-    span = scheme.span(weight.shape[1])
-    if weight.shape[1] % span:
-        return weight
-    inputs = sample.float().unflatten(1, (-1, span))  # [tokens, groups, span]
+    inputs = _grouped(sample.float(), scheme)  # [tokens, groups, span]
     gram = torch.einsum("tgi,tgj->gij", inputs, inputs)  # [groups, span, span]
-    grouped = weight.unflatten(1, (-1, span))  # [out, groups, span]
+    grouped = _grouped(weight, scheme)  # [out, groups, span]
     reach = grouped.abs().amax(-1, keepdim=True)  # [out, groups, 1]
     best, least = reach, torch.full_like(reach, torch.inf)
     for step in range(10):
@@ -130,8 +144,9 @@ def _clipped(weight: Tensor, sample: Tensor, scheme: IntegerScheme, dtype: torch
         clamped = torch.minimum(torch.maximum(grouped, -limit), limit).flatten(1)
         scale, zero_point = fit_grid(clamped, scheme, dtype)
         codes = quantize(clamped, scale, zero_point, scheme)
-        lost = dequantize(codes, scale, zero_point, scheme, torch.float32).unflatten(1, (-1, span)) - grouped
+        rounded = dequantize(codes, scale, zero_point, scheme, torch.float32)
+        lost = rounded.unflatten(1, grouped.shape[1:]) - grouped
         error = (torch.einsum("ogi,gij->ogj", lost, gram) * lost).sum(-1, keepdim=True)
         best = torch.where(error < least, limit, best)
         least = torch.minimum(error, least)
-    return torch.minimum(torch.maximum(grouped, -best), best).flatten(1)
+    return torch.minimum(torch.maximum(grouped, -best), best).flatten(1)[:, : weight.shape[1]]

@@ -35,7 +35,8 @@ class PackedWeight(WeightForm):
     weight_scale: Tensor
     weight_shape: Tensor
     weight_zero_point: Tensor
-    _repacked: tuple[Tensor, Tensor] | None = None
+    kernel_codes: Tensor
+    kernel_grid: Tensor
     """The codes once more, as the 4-bit kernel wants them; made when first needed, never saved."""
 
     @classmethod
@@ -126,9 +127,12 @@ class PackedWeight(WeightForm):
         """x [..., in] to x W^T + bias [..., out]; a few bfloat16 tokens on a CPU take the 4-bit kernel."""
         if not (self._has_kernel and int4.is_usable(x, self.weight_scale)):
             return super().forward(x)
-        if self._repacked is None:
-            self._repacked = int4.repack(self.codes(), self.weight_scale, self.zero_point())
-        product = int4.matmul(x, *self._repacked)
+        if "kernel_codes" not in self._buffers:
+            # buffers, so that whoever counts the memory of the model counts this copy too; never saved
+            codes, grid = int4.repack(self.codes(), self.weight_scale, self.zero_point())
+            self.register_buffer("kernel_codes", codes, persistent=False)
+            self.register_buffer("kernel_grid", grid, persistent=False)
+        product = int4.matmul(x, self.kernel_codes, self.kernel_grid)
         return product if self.bias is None else product + self.bias
 
     @cached_property
@@ -146,10 +150,15 @@ class PackedWeight(WeightForm):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        self._repacked = None
+        self._forget_kernel_copy()
         self.settings["scale_dtype"] = dtype_name(self.weight_scale.dtype)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._repacked = None
+        self._forget_kernel_copy()
+
+    def _forget_kernel_copy(self) -> None:
+        for name in ("kernel_codes", "kernel_grid"):
+            self._buffers.pop(name, None)
+            self._non_persistent_buffers_set.discard(name)

@@ -1,0 +1,280 @@
+"""What the documentation says about methods, commands, models and errors, taken from the code itself.
+
+Every function returns Markdown. `hooks.py` turns them into pages while the site is built, `generate.py` puts the
+method table into the README.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from modicum import errors
+from modicum.cli.app import app
+from modicum.method import LayerMethod, Method, registry
+from modicum.models import family_of, supported
+from modicum.weights.properties import IntegerGrid, LayerShapes, NMPattern, TiedWeights, ZeroMask
+
+FAMILY_TITLES = {"prune": "Prune", "quantize": "Quantize"}
+PROPERTY_WORDS = {
+    ZeroMask: "zero mask",
+    NMPattern: "N:M pattern",
+    IntegerGrid: "integer grid",
+    TiedWeights: "tied weights",
+    LayerShapes: "layer shapes",
+}
+STATISTIC_WORDS = {
+    "column_norm": "the norm of every input channel",
+    "mean_abs": "the mean magnitude of every input channel",
+    "gram": "the Gram matrix XᵀX of the inputs",
+    "sample": "a sample of the inputs themselves",
+}
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; `|` in a cell is escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def prose(text: str) -> str:
+    """Plain text of a docstring as Markdown: everything outside of backticks is taken literally."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([*_\[\]|\\])", r"\\\1", part).replace("<", "&lt;")
+        for part in parts
+    )
+
+
+def paper_link(method: type[Method]) -> str:
+    """Venue, linked to the preprint."""
+    paper = method.paper
+    return f"[{paper.venue}]({paper.url})" if paper.url else paper.venue
+
+
+def method_table(link: str) -> str:
+    """All methods: name, idea, whether data is needed, paper.
+
+    Args:
+        link: address of a method, with `{name}` ("prune.wanda") or `{path}` ("prune/wanda") in it.
+    """
+    rows = [
+        [
+            f"[`{name}`]({link.format(name=name, path=name.replace('.', '/'))})",
+            prose(method.summary()),
+            "yes" if needs_data(method()) else "no",
+            paper_link(method),
+        ]
+        for name, method in registry().items()
+    ]
+    return table(["method", "idea", "calibration data", "paper"], rows)
+
+
+def needs_data(method: Method) -> bool:
+    """Whether a method reads calibration data with these settings."""
+    return isinstance(method, LayerMethod) and bool(method.statistics() or method.inputs())
+
+
+def method_page(name: str) -> str:
+    """The page of one method."""
+    method = registry()[name]
+    built = method()
+    details = (inspect.getdoc(method) or "").partition("\n")[2].strip()
+    paper = method.paper
+    title = f"[{paper.title}]({paper.url})" if paper.url else paper.title
+    return "\n\n".join(
+        [
+            f"# {name}",
+            f"**{prose(method.summary())}**",
+            prose(details),
+            f"Paper: {title}, {paper.venue}.",
+            "## Use it",
+            _usage(name, method),
+            "## Settings",
+            settings_table(method),
+            "## In a recipe",
+            table(["", ""], _contract(built)),
+            f"The whole method is one file: `src/modicum/{name.replace('.', '/')}.py`.",
+        ]
+    )
+
+
+def _usage(name: str, method: type[Method]) -> str:
+    key, value = _own_setting(method)
+    setting = f"{key}={value!r}"
+    module = method.__module__
+    return (
+        f'=== "Command line"\n\n    ```sh\n    modicum compress nano-lm --method {name} --set {key}={value} --out small\n    ```\n\n'
+        f'=== "Recipe"\n\n    ```yaml\n    steps:\n      - {name}: {{{key}: {value}}}\n    ```\n\n'
+        f'=== "Python"\n\n    ```py\n    import modicum\n    from {module} import {method.__name__}\n\n'
+        f'    modicum.compress("nano-lm", {method.__name__}({setting}), out="small")\n    ```'
+    )
+
+
+def _own_setting(method: type[Method]) -> tuple[str, Any]:
+    """A setting to show: the sparsity or the group size that fits nano-lm."""
+    return ("group_size", 64) if "group_size" in method.model_fields else ("sparsity", 0.5)
+
+
+def settings_table(method: type[Method]) -> str:
+    """Settings with type, default and meaning."""
+    shown = method.model_json_schema()["properties"]
+    own = [key for key in method.model_fields if key not in LayerMethod.model_fields]
+    rows = [
+        [
+            f"`{key}`",
+            _kind(shown[key]),
+            f"`{_value(method.model_fields[key].get_default())}`",
+            prose(method.model_fields[key].description or ""),
+        ]
+        for key in [*own, *(key for key in method.model_fields if key not in own)]
+    ]
+    return table(["setting", "type", "default", "meaning"], rows)
+
+
+def _value(value: Any) -> str:
+    return {(): "[]", None: "none", True: "true", False: "false"}.get(value, str(value))
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """Type and range of a setting in words."""
+    if "enum" in schema:
+        return " or ".join(f"`{value}`" for value in schema["enum"])
+    if "pattern" in schema:
+        return "`N:M`"
+    words = {"integer": "whole number", "number": "number", "boolean": "yes or no", "array": "list of patterns"}
+    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {schema[key]:g}" for key, sign in bounds.items() if key in schema]
+    return " ".join([words.get(schema.get("type", ""), "text"), ", ".join(limits)]).strip()
+
+
+def _contract(method: Method) -> list[list[str]]:
+    """What a method reads, needs, keeps and gives, one row each."""
+    reads = [STATISTIC_WORDS[kind] for kind in sorted(method.statistics())] if needs_data(method) else []
+    if isinstance(method, LayerMethod) and method.inputs():
+        reads.append("calls of the attention and feed-forward modules")
+    needs = [PROPERTY_WORDS[kind] for kind in method.needs]
+    keeps = [PROPERTY_WORDS[kind] for kind in method.keeps]
+    gives = [given.name for given in method.gives()]
+    return [
+        ["reads from calibration", ", ".join(reads) or "nothing"],
+        ["needs from earlier steps", ", ".join(needs) or "nothing"],
+        ["keeps of what earlier steps gave", ", ".join(keeps) or "nothing"],
+        ["gives to later steps, at its defaults", ", ".join(gives) or "nothing"],
+    ]
+
+
+def methods_index() -> str:
+    """The page that lists all methods."""
+    families = list(dict.fromkeys(name.partition(".")[0] for name in registry()))
+    return (
+        "# Methods\n\n"
+        f"{len(registry())} methods in {len(families)} families. Every page is made from the method's own file; "
+        "`modicum methods` and `modicum show NAME` say the same in a terminal.\n\n" + method_table("{name}.md")
+    )
+
+
+def command_page() -> str:
+    """All commands of the command line, their arguments and options."""
+    root = typer.main.get_command(app)
+    parts = [
+        "# Command line",
+        "Commands that write a directory never replace one unless told to, print a plan first and progress while "
+        "they work. In a pipe the output is plain lines; `--quiet` prints nothing but errors and `--json` "
+        "one JSON object. Exit codes: see [Errors](errors.md).",
+    ]
+    for name, command in root.commands.items():  # type: ignore[attr-defined]
+        parts += [f"## modicum {name}", prose(command.help or ""), f"```sh\n{command.epilog}\n```"]
+        arguments = [_parameter(p) for p in command.params if p.name != "help"]
+        parts.append(table(["", "", "default"], arguments))
+    return "\n\n".join(parts)
+
+
+def _parameter(parameter: Any) -> list[str]:
+    is_option = parameter.opts[0].startswith("-")
+    spelled = ", ".join(f"`{name}`" for name in parameter.opts) if is_option else f"`{parameter.name.upper()}`"
+    default = parameter.default
+    shown = "required" if parameter.required else "" if default in (None, False) else f"`{default}`"
+    return [spelled, prose(parameter.help or ""), shown]
+
+
+def model_table() -> str:
+    """The architectures that are described, and the roles of their layers."""
+    rows: dict[str, list[str]] = {}
+    for model_type in supported():
+        family = family_of(type("Config", (), {"model_type": model_type}))
+        roles = list(dict.fromkeys(family.roles.values()))
+        experts = "gate, up, down of each expert" if family.experts else ""
+        rows.setdefault(
+            family.name,
+            [
+                f"`{family.name}`",
+                ", ".join(f"`{each}`" for each in family.model_types),
+                ", ".join(f"`{role}`" for role in roles) + (f"; {experts}" if experts else ""),
+                str(len(family.folds)) or "",
+            ],
+        )
+    return table(["family", "model types", "roles of its layers", "scale folds"], list(rows.values()))
+
+
+def error_table() -> str:
+    """Every error class, what it means and its exit code."""
+    classes = [
+        found
+        for found in vars(errors).values()
+        if inspect.isclass(found) and issubclass(found, errors.ModicumError)
+    ]
+    rows = [
+        [f"`{found.__name__}`", prose(" ".join((inspect.getdoc(found) or "").split())), str(found.exit_code)]
+        for found in classes[1:]
+    ]
+    return table(["error", "meaning", "exit code"], rows)
+
+
+def storage_table() -> str:
+    """Stored bits per weight of a bfloat16 matrix, measured on the forms themselves."""
+    weight = torch.empty(4096, 4096, dtype=torch.bfloat16, device="meta")
+    cases = [
+        ("dense", "", None),
+        ("half of the weights zero", "masked", ("prune.wanda", {"sparsity": 0.5})),
+        ("three quarters zero", "masked", ("prune.wanda", {"sparsity": 0.75})),
+        ("2:4", "semi-structured", ("prune.wanda", {"pattern": "2:4"})),
+        ("8 bits, one scale per row", "packed", ("quantize.rtn", {"bits": 8, "group_size": -1})),
+        ("4 bits, groups of 128", "packed", ("quantize.rtn", {"bits": 4})),
+        ("4 bits, groups of 64", "packed", ("quantize.rtn", {"bits": 4, "group_size": 64})),
+        ("4 bits with zero points, groups of 128", "packed", ("quantize.rtn", {"bits": 4, "symmetric": False})),
+        ("3 bits, groups of 128", "packed", ("quantize.rtn", {"bits": 3})),
+        ("half zero, then 4 bits in groups of 128", "packed", ("quantize.rtn", {"bits": 4})),
+    ]
+    rows = []
+    for title, form, made in cases:
+        nbytes = weight.nbytes
+        if made is not None:
+            method = registry()[made[0]](**made[1])
+            assert isinstance(method, LayerMethod)
+            nbytes = method.expected_form(weight).nbytes
+        rows.append([title, form or "dense", f"{8 * nbytes / weight.numel():.3g}", f"{nbytes / weight.nbytes:.1%}"])
+    return table(["what", "stored as", "bits per weight", "of dense"], rows)
+
+
+def recipe_listing(folder: Path) -> str:
+    """Every example recipe with its text."""
+    parts = []
+    for file in sorted(folder.glob("*.yaml")):
+        parts.append(f"### {file.name}\n\n```yaml\n{file.read_text().strip()}\n```")
+    return "\n\n".join(parts)
+
+
+FRAGMENTS = {
+    "methods": lambda: method_table("methods/{name}.md"),
+    "models": model_table,
+    "errors": error_table,
+    "storage": storage_table,
+    "recipes": lambda: recipe_listing(Path(__file__).parents[1] / "recipes"),
+}
+"""Text that a page asks for with a line `<!-- insert: NAME -->`."""
