@@ -49,14 +49,14 @@ format: $(READY)  ## let ruff rewrite what it can
 	@$(BIN)/ruff format -q .
 
 docs: $(READY_DOCS)  ## build the documentation into site/
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 readme: $(READY)  ## run what README and docs show, and put the results in
 	@$(BIN)/python docs/generate.py
 
-bench: $(READY)  ## run the quick benchmarks
-	@$(BIN)/python benchmarks/against_llmcompressor.py --quick
+bench: $(READY)  ## measure time and memory of each method on nano-lm; benchmarks/README.md has the rest
+	@$(BIN)/python benchmarks/against_llmcompressor.py src/modicum/zoo/weights/nano-lm --tools modicum --repeats 1 --tries 1
 
 clean:  ## remove what make made
 	@rm -rf .venv site build $(OUT)

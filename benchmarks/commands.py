@@ -58,7 +58,7 @@ CASES = {
     ),
     "awq": Case(
         "quantize.awq",
-        {"bits": 4, "symmetric": True},
+        {"bits": 4, "symmetric": True, "ratios": 20, "duo_scaling": True, "clip": False},
         "awq",
         {"bits": 4, "n-grid": 20},
         quantizes=True,
@@ -73,6 +73,14 @@ def group_size(checkpoint: Path) -> int:
     return next(size for size in (128, 64, 32) if all(width % size == 0 for width in widths))
 
 
+def tokens_shape(tokens: Path) -> tuple[int, int]:
+    """Windows and length of a token file, read from the header of its safetensors."""
+    with tokens.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    windows, length = header["tokens"]["shape"]
+    return windows, length
+
+
 def modicum_command(case: Case, checkpoint: Path, tokens: Path, out: Path) -> list[str]:
     """Compress a checkpoint with modicum."""
     settings = dict(case.settings)
@@ -81,7 +89,9 @@ def modicum_command(case: Case, checkpoint: Path, tokens: Path, out: Path) -> li
     command = [str(PYTHON), "-m", "modicum.cli", "compress", str(checkpoint), "--method", case.method]
     for name, value in settings.items():
         command += ["--set", f"{name}={json.dumps(value) if isinstance(value, bool) else value}"]
-    return [*command, "--calibration", str(tokens), "--out", str(out), "--json"]
+    windows, length = tokens_shape(tokens)
+    command += ["--calibration", str(tokens), "--samples", str(windows), "--length", str(length)]
+    return [*command, "--out", str(out), "--json"]
 
 
 def peer_command(case: Case, checkpoint: Path, tokens: Path, out: Path) -> list[str]:

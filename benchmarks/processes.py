@@ -33,7 +33,7 @@ class Measurement:
     noisy: bool
     returncode: int
     report: dict[str, Any]  # the last line of its output, if that is JSON
-    error: str  # the end of its error output, if it failed
+    error: str  # the end of what it printed, if it failed
 
 
 def one_thread() -> dict[str, str]:
@@ -62,7 +62,7 @@ def run(command: list[str]) -> Measurement:
         noisy=load > QUIET_LOAD,
         returncode=child.returncode,
         report=last_json(printed),
-        error=complaint[-2000:] if child.returncode else "",
+        error=(complaint + printed)[-2000:] if child.returncode else "",
     )
 
 

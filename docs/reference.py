@@ -20,7 +20,6 @@ from modicum.method import LayerMethod, Method, registry
 from modicum.models import family_of, supported
 from modicum.weights.properties import IntegerGrid, LayerShapes, NMPattern, TiedWeights, ZeroMask
 
-FAMILY_TITLES = {"prune": "Prune", "quantize": "Quantize"}
 PROPERTY_WORDS = {
     ZeroMask: "zero mask",
     NMPattern: "N:M pattern",
@@ -98,7 +97,7 @@ def method_page(name: str) -> str:
             "## Settings",
             settings_table(method),
             "## In a recipe",
-            table(["", ""], _contract(built)),
+            table(["property", "this method"], _contract(built)),
             f"The whole method is one file: `src/modicum/{name.replace('.', '/')}.py`.",
         ]
     )
@@ -149,8 +148,8 @@ def _kind(schema: dict[str, Any]) -> str:
         return "`N:M`"
     words = {"integer": "whole number", "number": "number", "boolean": "yes or no", "array": "list of patterns"}
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {schema[key]:g}" for key, sign in bounds.items() if key in schema]
-    return " ".join([words.get(schema.get("type", ""), "text"), ", ".join(limits)]).strip()
+    limits = [f"{sign}&nbsp;{schema[key]:g}" for key, sign in bounds.items() if key in schema]
+    return ", ".join([words.get(schema.get("type", ""), "text"), *limits])
 
 
 def _contract(method: Method) -> list[list[str]]:
@@ -191,7 +190,7 @@ def command_page() -> str:
     for name, command in root.commands.items():  # type: ignore[attr-defined]
         parts += [f"## modicum {name}", prose(command.help or ""), f"```sh\n{command.epilog}\n```"]
         arguments = [_parameter(p) for p in command.params if p.name != "help"]
-        parts.append(table(["", "", "default"], arguments))
+        parts.append(table(["argument or option", "meaning", "default"], arguments))
     return "\n\n".join(parts)
 
 
@@ -199,7 +198,7 @@ def _parameter(parameter: Any) -> list[str]:
     is_option = parameter.opts[0].startswith("-")
     spelled = ", ".join(f"`{name}`" for name in parameter.opts) if is_option else f"`{parameter.name.upper()}`"
     default = parameter.default
-    shown = "required" if parameter.required else "" if default in (None, False) else f"`{default}`"
+    shown = "required" if parameter.required else "" if default is None or default is False else f"`{default}`"
     return [spelled, prose(parameter.help or ""), shown]
 
 

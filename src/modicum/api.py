@@ -24,10 +24,11 @@ from modicum.pipeline.memory_run import Batches, compress_model
 from modicum.pipeline.plan import Format, Plan
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress, Run, Silent, check_device
-from modicum.pipeline.saving import save_model as save
+from modicum.pipeline.saving import save_model
 from modicum.pipeline.source import Source
 from modicum.zoo.locate import locate
 
+save = save_model
 RecipeLike = Recipe | Method | str | Path | Mapping[str, Any] | Sequence[Any]
 
 

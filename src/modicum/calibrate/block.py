@@ -7,7 +7,7 @@ sorted by expert where they enter, and the inputs of the down projections are re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,7 +121,7 @@ class _Taps:
     def __init__(self, statistics: dict[str, Statistics]) -> None:
         self.statistics = statistics
         # Holding the tensors of the current batch keeps their identities from being reused.
-        self.seen: dict[int, tuple[Tensor, Statistics]] = {}
+        self.seen: dict[Hashable, tuple[Tensor, Statistics]] = {}
         self.mask: Tensor | None = None
 
     def begin(self, mask: Tensor | None) -> None:
@@ -129,12 +129,12 @@ class _Taps:
         self.mask = mask
 
     def feed(self, layer: Layer, inputs: Tensor) -> None:
-        own = self.statistics[layer.name]
-        if id(inputs) not in self.seen:
-            self.seen[id(inputs)] = (inputs, own)
+        own, key = self.statistics[layer.name], (id(inputs), _geometry(layer))
+        if key not in self.seen:
+            self.seen[key] = (inputs, own)
             own.update(self._vectors(layer, inputs))
             return
-        shared = self.seen[id(inputs)][1]
+        shared = self.seen[key][1]
         if shared is own:
             return
         if own.tokens == 0 and shared.wanted >= own.wanted:
@@ -152,6 +152,14 @@ class _Taps:
         if self.mask is None or inputs.shape[:-1].numel() != self.mask.numel():
             return inputs
         return inputs.flatten(0, -2)[self.mask.flatten().to(inputs.device)]  # [kept, d]
+
+
+def _geometry(layer: Layer) -> Hashable:
+    """What else decides which vectors a layer multiplies: convolutions cut the same image differently."""
+    if not isinstance(layer.module, nn.Conv2d):
+        return None
+    conv = layer.module
+    return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
 
 
 def _patches(module: nn.Module, images: Tensor) -> Tensor:

@@ -153,8 +153,6 @@ def _recipe(
 
 
 def _steps(methods: list[str], settings: list[str]) -> list[dict[str, dict[str, Any]]]:
-    import yaml
-
     from modicum.method import find
 
     steps: list[dict[str, dict[str, Any]]] = [{name: {}} for name in methods]
@@ -170,10 +168,18 @@ def _steps(methods: list[str], settings: list[str]) -> list[dict[str, dict[str, 
             raise UnknownName.among(f"setting of {owner or ' or '.join(methods)}", key, known)
         for step in takers:
             for chosen in step.values():
-                chosen[key] = _value(yaml.safe_load(text) if text else "", text)
+                chosen[key] = _value(setting, text)
     return steps
 
 
-def _value(parsed: Any, text: str) -> Any:
-    # YAML 1.1 reads 2:4 as a number in base sixty.
-    return text if ":" in text else parsed
+def _value(setting: str, text: str) -> Any:
+    import yaml
+
+    if not text or ":" in text:  # YAML 1.1 reads 2:4 as a number in base sixty
+        return text
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InvalidSetting(
+            f"--set {setting!r}: {text!r} is not a value.", "Lists look like [q, k], texts like q."
+        ) from error

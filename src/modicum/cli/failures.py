@@ -11,34 +11,44 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import click
+import typer
 
-from modicum.errors import Interrupted, ModicumError
+from modicum.errors import Interrupted, InvalidSetting, ModicumError
+
+UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for arguments that it cannot read; it has no public name."""
+
+RESUMABLE = ("compress", "demo")
 
 
 def explain(app: Callable[..., Any], arguments: Sequence[str]) -> int:
     """Run `app`; print what went wrong, if anything did; return the exit code."""
     as_json = "--json" in arguments
+    stopped = _interrupted(arguments)
     try:
         result = app(args=list(arguments), prog_name="modicum", standalone_mode=False)
     except ModicumError as error:
         return _report(error, as_json)
-    except KeyboardInterrupt:
-        return _report(
-            Interrupted("Interrupted.", "The same command goes on where this one stopped."), as_json
-        )
-    except click.exceptions.Abort:
-        return _report(
-            Interrupted("Interrupted.", "The same command goes on where this one stopped."), as_json
-        )
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except click.exceptions.Exit as stop:
+    except UsageError as error:
+        # Without a message the help has been shown instead.
+        return _report(_usage(error), as_json) if error.format_message() else InvalidSetting.exit_code
+    except typer.Exit as stop:
         return int(stop.exit_code)
-    except BrokenPipeError:
-        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _report(stopped, as_json)
+    if result == stopped.exit_code:  # how typer passes Ctrl-C on
+        return _report(stopped, as_json)
     return result if isinstance(result, int) else 0
+
+
+def _interrupted(arguments: Sequence[str]) -> Interrupted:
+    resumable = bool(arguments) and arguments[0] in RESUMABLE
+    return Interrupted("Interrupted.", "The same command goes on where this one stopped." if resumable else "")
+
+
+def _usage(error: Any) -> InvalidSetting:
+    command = error.ctx.command_path if error.ctx is not None else "modicum"
+    return InvalidSetting(error.format_message(), f"See `{command} --help`.")
 
 
 def _report(error: ModicumError, as_json: bool) -> int:

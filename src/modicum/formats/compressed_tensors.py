@@ -15,10 +15,12 @@ from modicum.kernels.grids import IntegerScheme
 
 VERSION = "0.20.0"
 FORMAT = "pack-quantized"
+INITIALIZING = ("MambaMixer",)
+"""Modules that initialize their layers' dense weights themselves, also where packed ones have taken their place."""
 
 
 def expressible(modules: Mapping[str, nn.Module], schemes: Mapping[str, IntegerScheme]) -> bool:
-    """Whether every packed layer is an nn.Linear whose inputs divide into whole groups.
+    """Whether transformers can read every packed layer: an nn.Linear whose inputs divide into whole groups.
 
     Args:
         modules: the modules of the model by name.
@@ -26,7 +28,8 @@ def expressible(modules: Mapping[str, nn.Module], schemes: Mapping[str, IntegerS
     """
     return all(
         isinstance(module := modules.get(name), nn.Linear)
-        and module.in_features % scheme.span(module.in_features) == 0
+        and type(modules.get(name.rpartition(".")[0])).__name__ not in INITIALIZING
+        and (scheme.group_size == -1 or module.in_features % scheme.group_size == 0)
         for name, scheme in schemes.items()
     )
 

@@ -57,9 +57,7 @@ def differences(
     return shapes, _attributes(model, regular, forms)
 
 
-def _shape(
-    model: nn.Module, regular: nn.Module, name: str, forms: dict[str, WeightForm]
-) -> list[int] | None:
+def _shape(model: nn.Module, regular: nn.Module, name: str, forms: dict[str, WeightForm]) -> list[int] | None:
     path, _, leaf = name.rpartition(".")
     if path in forms:
         size = [forms[path].out_features, forms[path].in_features]
@@ -85,7 +83,9 @@ def tensor_at(model: nn.Module, regular: nn.Module, name: str) -> Tensor:
             f"The config implies {name}, which the model does not have.",
             "Set the counts in model.config (num_hidden_layers, tie_word_embeddings) to what the model is.",
         )
-    turned = leaf == "weight" and isinstance(module, nn.Linear) and isinstance(regular.get_submodule(path), Conv1D)
+    turned = (
+        leaf == "weight" and isinstance(module, nn.Linear) and isinstance(regular.get_submodule(path), Conv1D)
+    )
     return tensor.t() if turned else tensor
 
 
@@ -125,6 +125,20 @@ def _integers(module: nn.Module) -> list[str]:
     ]
 
 
+def located(manifest: Manifest, model: Any) -> Manifest:
+    """The manifest with the names that `model` uses: a base model without its head has no prefix before them."""
+    prefix = f"{model.base_model_prefix}."
+    tables = {key: getattr(manifest, key) for key in ("layers", "shapes", "attributes")}
+    prefixed = any(name.startswith(prefix) for table in tables.values() for name in table)
+    if hasattr(model, model.base_model_prefix) or not prefixed:
+        return manifest
+    inside = {
+        key: {name.removeprefix(prefix): value for name, value in table.items() if name.startswith(prefix)}
+        for key, table in tables.items()
+    }
+    return manifest.model_copy(update=inside)
+
+
 def reshape(model: nn.Module, manifest: Manifest) -> None:
     """Give the parameters listed in the manifest their own shapes, and modules the integers that go with them.
 
@@ -157,7 +171,9 @@ def _set_shape(model: nn.Module, name: str, shape: list[int]) -> None:
     if not isinstance(old, Tensor):
         raise CheckpointError(f"modicum.json gives a shape for {name}, which the model does not have.")
     if len(shape) != old.dim() or any(size < 0 for size in shape):
-        raise CheckpointError(f"modicum.json gives {name} the shape {shape}; the model has {list(old.shape)}.")
+        raise CheckpointError(
+            f"modicum.json gives {name} the shape {shape}; the model has {list(old.shape)}."
+        )
     try:
         empty = torch.empty(shape, dtype=old.dtype, device="meta" if old.is_meta else old.device)
     except RuntimeError as error:

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import BinaryIO
 
+from modicum.errors import CheckpointError
 from modicum.formats.shards import INDEX, SINGLE, Stored, make_header, no_space, read_header, write_json
 
 SHARD_BYTES = 5 * 10**9
@@ -58,8 +59,9 @@ def join(parts: list[Path], file: Path) -> dict[str, Stored]:
             os.fsync(out.fileno())
         os.replace(temporary, file)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise no_space(file, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
     return read_header(file)
 
 
@@ -70,7 +72,7 @@ def _copy_range(at: Stored, out: BinaryIO, chunk: int = 1 << 22) -> None:
         while left:
             data = source.read(min(chunk, left))
             if not data:
-                raise OSError(f"{at.file} ends early")
+                raise CheckpointError(f"{at.file} ends early.", "Delete it and run the same command again.")
             out.write(data)
             left -= len(data)
 
@@ -84,6 +86,8 @@ def join_all(folder: Path, directory: Path, limit: int = SHARD_BYTES) -> list[st
     plan = directory / "shards.json"
     if not plan.exists():
         parts = sorted(folder.glob("*.safetensors"))
+        if not parts:  # an earlier call was not interrupted at all
+            return sorted(file.name for file in directory.glob("model*.safetensors"))
         groups = plan_shards([part.stat().st_size for part in parts], limit)
         write_json(plan, [[parts[i].name for i in group] for group in groups])
     named = json.loads(plan.read_text())

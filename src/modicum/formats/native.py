@@ -20,7 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from modicum.errors import CheckpointError
 from modicum.formats.experts import ExpertStore
-from modicum.formats.irregular import check, reshape, submodule
+from modicum.formats.irregular import check, located, reshape, submodule
 from modicum.formats.manifest import FORMAT, Manifest
 from modicum.formats.shards import Shards
 from modicum.models.storage import storage_of
@@ -60,7 +60,7 @@ class ModicumQuantizer(HfQuantizer):
         if not checkpoint_files:
             raise CheckpointError("A modicum checkpoint needs its weight files beside modicum.json.")
         directory = Path(checkpoint_files[0]).parent
-        manifest = Manifest.read(directory)
+        manifest = located(Manifest.read(directory), model)
         reshape(model, manifest)
         self.originals = install_forms(model, manifest)
         check(model, manifest, Shards(directory))
@@ -109,7 +109,9 @@ def _replace(model: nn.Module, name: str, form: WeightForm) -> nn.Module:
 
 
 @torch.no_grad()
-def expand_stored(model: nn.Module, originals: dict[str, nn.Module], dtype: torch.dtype | None = None) -> None:
+def expand_stored(
+    model: nn.Module, originals: dict[str, nn.Module], dtype: torch.dtype | None = None
+) -> None:
     """Check every loaded form, and put the original modules back where a form is only for storage.
 
     Args:

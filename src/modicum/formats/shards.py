@@ -8,6 +8,7 @@ as resident memory, and a truncated map ends in a bus error instead of a message
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modicum.errors import CheckpointError, OutOfSpace, UnsafeCheckpoint
+from modicum.errors import CheckpointError, ModicumError, OutOfSpace, UnsafeCheckpoint
 
 DTYPES = {
     "F64": torch.float64,
@@ -83,7 +84,9 @@ def read_header(file: Path) -> dict[str, Stored]:
 
 def _stored(file: Path, name: str, entry: dict[str, Any], base: int, size: int) -> Stored:
     start, end = entry["data_offsets"]
-    shape = tuple(int(n) for n in entry["shape"])
+    shape = tuple(entry["shape"])
+    if any(type(number) is not int for number in (start, end, *shape)):
+        raise ValueError("sizes are integers")
     dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
         raise CheckpointError(f"{file}: {name} has the dtype {entry['dtype']!r}, which modicum cannot read.")
@@ -131,13 +134,13 @@ class Shards:
         if name not in self.tensors:
             raise CheckpointError(f"{self.path} holds no tensor {name}.")
         stored = self.tensors[name]
-        tensor = torch.empty(stored.shape, dtype=stored.dtype)
-        buffer = tensor.reshape(-1).view(torch.uint8).numpy() if stored.nbytes else None
         try:
+            tensor = torch.empty(stored.shape, dtype=stored.dtype)
+            buffer = tensor.reshape(-1).view(torch.uint8).numpy() if stored.nbytes else None
             with stored.file.open("rb", buffering=0) as stream:
                 stream.seek(stored.start)
                 _read_into(stream, buffer)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, RuntimeError, OverflowError, TypeError) as error:
             raise CheckpointError(f"{stored.file}: the tensor {name} cannot be read ({error}).") from error
         return tensor
 
@@ -224,16 +227,17 @@ def write_bytes(file: Path, *parts: bytes | memoryview) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, file)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise no_space(file, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def no_space(file: Path, error: OSError) -> OutOfSpace:
+def no_space(file: Path, error: OSError) -> ModicumError:
     """The error for a file that could not be written."""
-    return OutOfSpace(
-        f"{file} cannot be written ({error.strerror or error}).",
-        "Free some space and run the same command again.",
-    )
+    what = f"{file} cannot be written ({error.strerror or error})."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return OutOfSpace(what, "Free some space and run the same command again.")
+    return CheckpointError(what, "Choose another place, or mend the permissions of this one.")
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -49,3 +49,22 @@ def _from_file(file: Path, samples: int, length: int) -> Tensor:
             "It needs one integer tensor [windows, length] named tokens.",
         )
     return tokens[:samples, :length].to(torch.int64)
+
+
+def check_tokens(tokens: Tensor, vocabulary: int | None) -> None:
+    """Refuse windows that the model cannot read.
+
+    Raises:
+        UnusableData: not int64 [windows, length], or an id that the vocabulary does not have.
+    """
+    if tokens.dim() != 2 or tokens.dtype != torch.int64 or not tokens.numel():
+        raise UnusableData(
+            f"The calibration windows are {tokens.dtype} {list(tokens.shape)}.",
+            "They must be int64 [windows, length], one window at least.",
+        )
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or (vocabulary is not None and high >= vocabulary):
+        raise UnusableData(
+            f"The calibration data holds the token id {low if low < 0 else high}; the model has {vocabulary} tokens.",
+            "Use the tokenizer that belongs to the model.",
+        )

@@ -23,12 +23,13 @@ from modicum.calibrate.block import CalibratedBlock, observe
 from modicum.errors import DeviceUnavailable, OutOfSpace
 from modicum.formats.manifest import Manifest
 from modicum.models import Block, Replay, capture
+from modicum.pipeline.calibration import check_tokens
 from modicum.pipeline.checkpoint import block_tensors, file_hash, finish, form_specs, restore_block
 from modicum.pipeline.plan import BATCH_TOKENS, Format, Plan, layer_steps, make_plan
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.source import Source
 from modicum.pipeline.sweep import Steps, replayed_parents, sweep_block, wanted_statistics
-from modicum.pipeline.workspace import Workspace
+from modicum.pipeline.workspace import HIDDEN, Workspace
 from modicum.version import __version__
 
 
@@ -88,6 +89,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.steps: Steps = layer_steps(self.recipe)
+        if self.tokens is not None:
+            check_tokens(self.tokens, getattr(self.source.model.config, "vocab_size", None))
         shape = None if self.tokens is None else (self.tokens.shape[0], self.tokens.shape[1])
         self.plan = make_plan(self.source, self.recipe, self.form, shape)
 
@@ -98,7 +101,7 @@ class Run:
         if workspace.complete():
             workspace.publish()
             return Manifest.read(self.out)
-        check_space(self.out, self.plan.scratch)
+        check_space(self.out, self.plan.scratch - workspace.nbytes())
         finished = workspace.finished()
         self.progress.planned(self.plan, finished)
         if finished < self.plan.blocks:
@@ -152,7 +155,7 @@ class Run:
         rows = max(1, BATCH_TOKENS // self.tokens.shape[1])
         replay = capture(self.source.anatomy, self.tokens.to(self.source.device).split(rows))
         self.source.release_prelude()
-        hidden = on_disk(replay.hidden, scratch / "hidden.bin") if self.offload else list(replay.hidden)
+        hidden = on_disk(replay.hidden, scratch / HIDDEN) if self.offload else list(replay.hidden)
         return replace(replay, hidden=()), hidden
 
     def _header(self) -> dict[str, Any]:
@@ -229,7 +232,8 @@ def check_device(device: str) -> None:
         DeviceUnavailable: torch cannot use it.
     """
     try:
-        torch.empty(1, device=device)
+        if torch.empty(1, device=device).is_meta:
+            raise RuntimeError("it holds no values")
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise DeviceUnavailable(

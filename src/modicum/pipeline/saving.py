@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from modicum.models import skeleton
 from modicum.pipeline.checkpoint import COMPANIONS, file_hash
 from modicum.pipeline.run import check_space
 from modicum.version import __version__
-from modicum.weights.base import WeightForm, dtype_name
+from modicum.weights.base import WeightForm, dtype_name, make_spec
 from modicum.weights.dense import DenseWeight
 from modicum.weights.packed import PackedWeight
 
@@ -64,35 +65,38 @@ def save_model(
         UnsupportedModel: the class is not one of transformers', or the config misses or adds whole modules.
         OutOfSpace: the disk is too full.
     """
-    directory, known = Path(directory).absolute(), manifest or Manifest()
+    directory = Path(directory).absolute()
     if directory.exists() and not overwrite:
         raise OutputExists(f"{directory} exists.", "Choose another directory, or pass overwrite=True.")
     config = regular_config(model)
     regular = skeleton(config)
     forms = forms_of(model, regular)
     shapes, attributes = differences(model, regular, forms)
+    written = _described(manifest or Manifest(), forms).model_copy(
+        update={"shapes": shapes, "attributes": attributes}
+    )
     tensors = _tensors(model, regular, forms)
     check_space(directory, sum(tensor.nbytes for tensor in tensors.values()))
-    specs = {name: form.spec() for name, form in forms.items()}
     with _published(directory) as root:
         _write_companions(root, model, tokenizer)
-        irregular = bool(forms or shapes or attributes)
-        write_json(root / "config.json", _config_json(config, model, irregular))
-        files = _write_shards(root, tensors)
-        written = Manifest(
-            recipe=known.recipe,
-            source=known.source,
-            versions={"modicum": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-            layers={
-                name: {**known.layers.get(name, {}), "form": specs.get(name)} for name in {**known.layers, **specs}
-            },
-            shapes=shapes,
-            attributes=attributes,
-            promises=known.promises,
-            files={name: file_hash(root / name) for name in files},
-        )
+        write_json(root / "config.json", _config_json(config, model, bool(forms or shapes or attributes)))
+        written.files = {name: file_hash(root / name) for name in _write_shards(root, tensors)}
         written.write(root)
     return written
+
+
+def _described(known: Manifest, forms: dict[str, WeightForm]) -> Manifest:
+    """What is known of the model, with the forms that its layers have now."""
+    specs = {name: form.spec() for name, form in forms.items()}
+    versions = {
+        "modicum": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    layers = {
+        name: {**known.layers.get(name, {}), "form": specs.get(name)} for name in {**known.layers, **specs}
+    }
+    return known.model_copy(update={"versions": versions, "layers": layers})
 
 
 def regular_config(model: Any) -> Any:
@@ -150,26 +154,20 @@ def repacked(module: Any) -> PackedWeight | None:
     if arguments is None:
         return None
     if str(getattr(arguments.type, "value", arguments.type)) != "int" or not hasattr(module, "weight_scale"):
-        raise UnsupportedModel(f"compressed-tensors stores {type(module).__name__} weights that are not integers.")
-    scheme = IntegerScheme(int(arguments.num_bits), int(arguments.group_size or -1), bool(arguments.symmetric))
+        raise UnsupportedModel(
+            f"compressed-tensors stores {type(module).__name__} weights that are not integers."
+        )
+    scheme = IntegerScheme(
+        int(arguments.num_bits), int(arguments.group_size or -1), bool(arguments.symmetric)
+    )
     scale = module.weight_scale.detach()
     bias = module.bias
     if hasattr(module, "weight_packed"):
-        settings = {
-            "bits": scheme.bits,
-            "group_size": scheme.group_size,
-            "symmetric": scheme.symmetric,
-            "scale_dtype": dtype_name(scale.dtype),
-        }
-        spec = {
-            "kind": PackedWeight.kind,
-            "version": PackedWeight.version,
-            "shape": [int(size) for size in module.weight_shape],
-            "dtype": dtype_name(scale.dtype),
-            "settings": settings,
-        }
-        names = PackedWeight.empty(spec, False).layout()
-        return PackedWeight(spec, {key: getattr(module, key).detach() for key in names}, bias)
+        settings = {**asdict(scheme), "scale_dtype": dtype_name(scale.dtype)}
+        like = torch.empty([int(size) for size in module.weight_shape], dtype=scale.dtype, device="meta")
+        spec = make_spec(PackedWeight, like, settings)
+        suffixes = PackedWeight.empty(spec, False).layout()
+        return PackedWeight(spec, {key: getattr(module, key).detach() for key in suffixes}, bias)
     zero = None if scheme.symmetric else module.weight_zero_point.to(torch.int32)
     codes = quantize(module.weight.detach(), scale, zero, scheme)
     return PackedWeight.from_codes(codes, scale, zero, scheme, bias, module.weight.dtype)

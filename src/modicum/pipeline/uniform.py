@@ -64,7 +64,7 @@ def export_uniform(directory: Path, out: Path) -> int:
     expand(model, regular)
     if irregular(model, regular):
         pad(model, config)
-        model.config = config  # type: ignore[assignment]
+        model.config = config
         _refuse_rest(model)
     save_model(model, out, directory)
     return Shards(out).nbytes()
@@ -87,7 +87,8 @@ def _refuse_rest(model: Any) -> None:
     rest = irregular(model, skeleton(model.config))
     if rest:
         raise UnsupportedModel(
-            f"{rest[0]} has a size that zeros cannot make regular.", "Open the model with modicum.load instead."
+            f"{rest[0]} has a size that zeros cannot make regular.",
+            "Open the model with modicum.load instead.",
         )
 
 
@@ -135,7 +136,8 @@ def pad(model: nn.Module, config: Any) -> None:
         old, new = _grids(*size, head_dim), _grids(kv, group, width, head_dim)
         for layer in block.layers:
             _pad_layer(model, layer, old[layer.role], new[layer.role], regular.get_submodule(layer.name))
-        block.attention.num_key_value_groups = group  # type: ignore[union-attr,assignment]
+        block.attention.num_key_value_groups = group  # type: ignore[union-attr]
+        block.mlp.intermediate_size = width  # type: ignore[union-attr]
 
 
 def _refuse_other(config: Any) -> None:
@@ -155,7 +157,9 @@ def _refuse_other(config: Any) -> None:
 def _head_dim(blocks: tuple[Block, ...]) -> int:
     found = {int(block.attention.head_dim) for block in blocks}  # type: ignore[union-attr,arg-type]
     if len(found) != 1:
-        raise UnsupportedModel(f"Heads of different sizes ({sorted(found)}) cannot be padded: zeros change the scale.")
+        raise UnsupportedModel(
+            f"Heads of different sizes ({sorted(found)}) cannot be padded: zeros change the scale."
+        )
     return found.pop()
 
 
@@ -210,7 +214,9 @@ def _pad_layer(
     if twin.bias is not None and bias is None:
         bias = weight.new_zeros(weight.shape[0])
     if twin.bias is None and bias is not None:
-        raise UnsupportedModel(f"{layer.name} has a bias, which config.json cannot say for this architecture.")
+        raise UnsupportedModel(
+            f"{layer.name} has a bias, which config.json cannot say for this architecture."
+        )
     _fill(model.get_submodule(layer.name), weight, bias)
 
 

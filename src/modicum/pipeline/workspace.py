@@ -20,6 +20,8 @@ from modicum.formats.manifest import FILE
 from modicum.formats.shards import Shards, no_space, write_json, write_tensors
 
 RUN = "run.json"
+HIDDEN = "hidden.bin"
+REPLACED = "replaced"
 
 
 class Workspace:
@@ -28,23 +30,37 @@ class Workspace:
     Args:
         out: the final directory.
         fingerprint: what the run is: recipe, source, data, format. A run with another one does not resume this.
+        overwrite: replace `out` if it exists; only what modicum wrote (or an empty directory) is ever replaced.
 
     Raises:
         OutputExists: `out` exists, or an unfinished run of something else is in its place.
     """
 
     def __init__(self, out: Path, fingerprint: dict[str, Any], *, overwrite: bool = False) -> None:
-        self.out = out
-        self.root = out.with_name(out.name + ".partial")
+        self.out, self.overwrite = out.resolve(), overwrite
+        if not self.out.name:
+            raise OutputExists(f"{out} is the root of the file system.", "Choose another --out.")
+        self.root = self.out.with_name(self.out.name + ".partial")
         self.blocks = self.root / "blocks"
-        if out.exists() and not overwrite:
-            raise OutputExists(f"{out} exists.", "Choose another --out, or pass --overwrite to replace it.")
-        self.overwrite = overwrite
-        self._begin(fingerprint)
+        if not self._same_run(self.out / RUN, fingerprint):  # else `publish` was cut short
+            self._refuse_existing()
+            self._begin(fingerprint)
+
+    def _refuse_existing(self) -> None:
+        if not self.out.exists():
+            return
+        if not self.overwrite:
+            raise OutputExists(f"{self.out} exists.", "Choose another --out, or pass --overwrite to replace it.")
+        ours = (self.out / FILE).is_file() or (self.out.is_dir() and not any(self.out.iterdir()))
+        if not ours:
+            raise OutputExists(
+                f"{self.out} exists and was not written by modicum.",
+                "--overwrite replaces only what modicum wrote; choose another --out.",
+            )
 
     def _begin(self, fingerprint: dict[str, Any]) -> None:
         run = self.root / RUN
-        if run.exists() and json.loads(run.read_text()) != json.loads(json.dumps(fingerprint)):
+        if run.exists() and not self._same_run(run, fingerprint):
             raise OutputExists(
                 f"{self.root} holds an unfinished run with another model, recipe or data.",
                 f"Repeat the command that began it to finish it, or delete it: rm -r {self.root}",
@@ -55,6 +71,17 @@ class Workspace:
             raise no_space(self.blocks, error) from error
         if not run.exists():
             write_json(run, fingerprint)
+
+    @staticmethod
+    def _same_run(run: Path, fingerprint: dict[str, Any]) -> bool:
+        try:
+            return bool(json.loads(run.read_text()) == json.loads(json.dumps(fingerprint)))
+        except (OSError, ValueError):
+            return False
+
+    def nbytes(self) -> int:
+        """Bytes that an earlier run has left here."""
+        return sum(file.stat().st_size for file in self.root.rglob("*") if file.is_file())
 
     def finished(self) -> int:
         """How many blocks are finished, from the first on."""
@@ -87,21 +114,22 @@ class Workspace:
         return loaded
 
     def complete(self) -> bool:
-        """Whether an earlier run wrote everything and was stopped just before `publish`."""
-        return (self.root / FILE).exists()
+        """Whether an earlier run wrote everything and was stopped before or within `publish`."""
+        return (self.root / FILE).exists() or not self.root.exists()
 
     def publish(self) -> None:
-        """Give the finished directory its final name."""
-        shutil.rmtree(self.blocks, ignore_errors=True)
-        for leftover in (RUN, "hidden.bin"):
-            (self.root / leftover).unlink(missing_ok=True)
-        if self.out.exists() and self.overwrite:
-            retired = self.out.with_name(self.out.name + ".old")
-            os.replace(self.out, retired)
+        """Give the finished directory its final name; may be interrupted and called again."""
+        if self.root.exists():
+            shutil.rmtree(self.blocks, ignore_errors=True)
+            (self.root / HIDDEN).unlink(missing_ok=True)
+            if self.out.exists():
+                self._refuse_existing()
+                shutil.rmtree(self.root / REPLACED, ignore_errors=True)
+                os.replace(self.out, self.root / REPLACED)
             os.replace(self.root, self.out)
-            shutil.rmtree(retired)
-        else:
-            os.replace(self.root, self.out)
+        shutil.rmtree(self.out / REPLACED, ignore_errors=True)
+        # Last: while run.json is there, the same command knows that it has only this left to do.
+        (self.out / RUN).unlink(missing_ok=True)
 
     def _tensors(self, index: int) -> Path:
         return self.blocks / f"{index:05d}.safetensors"

@@ -27,7 +27,7 @@ def locate(model: str | Path) -> Path:
     text = str(model)
     if text in names():
         return path(text)
-    if isinstance(model, str) and HUB_ID.fullmatch(text) and not text.startswith("."):
+    if isinstance(model, str) and HUB_ID.fullmatch(text) and not directory.parent.is_dir():
         return _fetch(text)
     if "/" in text or directory.is_file():
         raise CheckpointError(
