@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("docs/index.md", "docs/getting-started.md", "docs/recipes.md", "docs/runs.md", "docs/errors.md")
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
-WIDTH = "96"
+WIDTH = "84"
 
 
 def main() -> None:
@@ -32,11 +32,12 @@ def main() -> None:
     )
     parser.add_argument("what", nargs="?", choices=("readme", "pages", "all"), default="all")
     parser.add_argument("--report", type=Path, help="a report.json of the demo")
+    parser.add_argument("--page", action="append", help="only this page; repeatable")
     options = parser.parse_args()
     if options.what != "pages":
         readme(options.report)
     if options.what != "readme":
-        for page in PAGES:
+        for page in options.page or PAGES:
             rerun(ROOT / page)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import torch
@@ -107,11 +108,18 @@ def _usage(name: str, method: type[Method]) -> str:
     key, value = _own_setting(method)
     setting = f"{key}={value!r}"
     module = method.__module__
-    return (
-        f'=== "Command line"\n\n    ```sh\n    modicum compress nano-lm --method {name} --set {key}={value} --out small\n    ```\n\n'
-        f'=== "Recipe"\n\n    ```yaml\n    steps:\n      - {name}: {{{key}: {value}}}\n    ```\n\n'
-        f'=== "Python"\n\n    ```py\n    import modicum\n    from {module} import {method.__name__}\n\n'
-        f'    modicum.compress("nano-lm", {method.__name__}({setting}), out="small")\n    ```'
+    python = (
+        f"import modicum\nfrom {module} import {method.__name__}\n\n"
+        f'modicum.compress("nano-lm", {method.__name__}({setting}), out="small")'
+    )
+    tabs = {
+        "Command line": ("sh", f"modicum compress nano-lm --method {name} --set {key}={value} --out small"),
+        "Recipe": ("yaml", f"steps:\n  - {name}: {{{key}: {value}}}"),
+        "Python": ("py", python),
+    }
+    return "\n\n".join(
+        f'=== "{title}"\n\n' + indent(f"```{language}\n{code}\n```", "    ")
+        for title, (language, code) in tabs.items()
     )
 
 
@@ -146,7 +154,12 @@ def _kind(schema: dict[str, Any]) -> str:
         return " or ".join(f"`{value}`" for value in schema["enum"])
     if "pattern" in schema:
         return "`N:M`"
-    words = {"integer": "whole number", "number": "number", "boolean": "yes or no", "array": "list of patterns"}
+    words = {
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "yes or no",
+        "array": "list of patterns",
+    }
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign}&nbsp;{schema[key]:g}" for key, sign in bounds.items() if key in schema]
     return ", ".join([words.get(schema.get("type", ""), "text"), *limits])
@@ -174,7 +187,8 @@ def methods_index() -> str:
     return (
         "# Methods\n\n"
         f"{len(registry())} methods in {len(families)} families. Every page is made from the method's own file; "
-        "`modicum methods` and `modicum show NAME` say the same in a terminal.\n\n" + method_table("{name}.md")
+        "`modicum methods` and `modicum show NAME` say the same in a terminal.\n\n"
+        + method_table("{name}.md")
     )
 
 
@@ -196,9 +210,13 @@ def command_page() -> str:
 
 def _parameter(parameter: Any) -> list[str]:
     is_option = parameter.opts[0].startswith("-")
-    spelled = ", ".join(f"`{name}`" for name in parameter.opts) if is_option else f"`{parameter.name.upper()}`"
+    spelled = (
+        ", ".join(f"`{name}`" for name in parameter.opts) if is_option else f"`{parameter.name.upper()}`"
+    )
     default = parameter.default
-    shown = "required" if parameter.required else "" if default is None or default is False else f"`{default}`"
+    shown = (
+        "required" if parameter.required else "" if default is None or default is False else f"`{default}`"
+    )
     return [spelled, prose(parameter.help or ""), shown]
 
 
@@ -246,7 +264,11 @@ def storage_table() -> str:
         ("8 bits, one scale per row", "packed", ("quantize.rtn", {"bits": 8, "group_size": -1})),
         ("4 bits, groups of 128", "packed", ("quantize.rtn", {"bits": 4})),
         ("4 bits, groups of 64", "packed", ("quantize.rtn", {"bits": 4, "group_size": 64})),
-        ("4 bits with zero points, groups of 128", "packed", ("quantize.rtn", {"bits": 4, "symmetric": False})),
+        (
+            "4 bits with zero points, groups of 128",
+            "packed",
+            ("quantize.rtn", {"bits": 4, "symmetric": False}),
+        ),
         ("3 bits, groups of 128", "packed", ("quantize.rtn", {"bits": 3})),
         ("half zero, then 4 bits in groups of 128", "packed", ("quantize.rtn", {"bits": 4})),
     ]
@@ -257,7 +279,14 @@ def storage_table() -> str:
             method = registry()[made[0]](**made[1])
             assert isinstance(method, LayerMethod)
             nbytes = method.expected_form(weight).nbytes
-        rows.append([title, form or "dense", f"{8 * nbytes / weight.numel():.3g}", f"{nbytes / weight.nbytes:.1%}"])
+        rows.append(
+            [
+                title,
+                form or "dense",
+                f"{8 * nbytes / weight.numel():.4g}",
+                f"{100 * nbytes / weight.nbytes:.1f} %",
+            ]
+        )
     return table(["what", "stored as", "bits per weight", "of dense"], rows)
 
 

@@ -60,7 +60,7 @@ SELECTORS: list[Selector] = [Unstructured(0.5), SemiStructured(2, 4), SemiStruct
 class TestFactor:
     def test_it_factors_the_inverse_of_the_damped_matrix(self) -> None:
         gram = low_rank_gram(200)
-        factor, dead, used = inverse_cholesky(gram, 0.01)
+        factor, dead, used = inverse_cholesky(gram.clone(), 0.01)
         assert used == 0.01
         assert not dead.any()
         assert torch.equal(factor, factor.triu())
@@ -71,7 +71,7 @@ class TestFactor:
     def test_dead_inputs_are_reported_and_stand_alone(self) -> None:
         gram = low_rank_gram(64)
         gram[5], gram[:, 5] = 0, 0
-        factor, dead, _ = inverse_cholesky(gram, 0.01)
+        factor, dead, _ = inverse_cholesky(gram.clone(), 0.01)
         assert dead.nonzero().flatten().tolist() == [5]
         assert factor[5, 6:].count_nonzero() == factor[:5, 5].count_nonzero() == 0
 
@@ -83,14 +83,14 @@ class TestFactor:
     def test_the_scale_of_the_gram_matrix_only_scales_the_factor(self) -> None:
         gram = low_rank_gram(64)
         gram[3], gram[:, 3] = 0, 0
-        factor, _, _ = inverse_cholesky(gram, 0.01)
+        factor, _, _ = inverse_cholesky(gram.clone(), 0.01)
         larger, _, _ = inverse_cholesky(2.0**20 * gram, 0.01)
         torch.testing.assert_close(larger * 2.0**10, factor)
 
     def test_damping_is_raised_until_the_factor_exists(self) -> None:
         gram = torch.eye(8)
         gram[0, 1] = gram[1, 0] = 1.05  # smallest eigenvalue -0.05
-        factor, _, used = inverse_cholesky(gram, 0.01)
+        factor, _, used = inverse_cholesky(gram.clone(), 0.01)
         assert used == 0.08
         assert bool(torch.isfinite(factor).all())
 
@@ -103,7 +103,7 @@ class TestFactor:
         gram = torch.eye(6)
         gram[2, 2] = value
         with pytest.raises(NotPositiveDefinite):
-            inverse_cholesky(gram, 0.01)
+            inverse_cholesky(gram.clone(), 0.01)
 
 
 class TestPruning:
@@ -166,7 +166,7 @@ class TestPruning:
             gram = inputs.T @ inputs / len(inputs)
             magnitude = prune_lowest_global(weight.abs(), 64 * 64)
             wanda = prune_lowest(weight.abs() * gram.diagonal().sqrt(), 64)
-            factor, _, _ = inverse_cholesky(gram, 0.01)
+            factor, _, _ = inverse_cholesky(gram.clone(), 0.01)
             corrected = sweep(weight, factor, selector=Unstructured(0.5)).weight
             errors = [
                 output_error(weight, weight.masked_fill(magnitude, 0), gram),
@@ -182,7 +182,7 @@ class TestPruning:
         weight = normal(5, 48)
         mask = torch.zeros(5, 48, dtype=torch.bool)
         mask[:, 0] = True
-        factor, _, _ = inverse_cholesky(gram, 0.01)
+        factor, _, _ = inverse_cholesky(gram.clone(), 0.01)
         swept = sweep(weight, factor, selector=Fixed(mask))
         expected = weight[:, 1:] + torch.linalg.solve(damped[1:, 1:], damped[1:, :1] @ weight[:, :1].T).T
         torch.testing.assert_close(swept.weight[:, 1:], expected, rtol=1e-3, atol=1e-3)
@@ -232,7 +232,7 @@ class TestRounding:
         scheme = IntegerScheme(bits, 128, symmetric=False)
         weight, gram = 0.02 * normal(256, 512), low_rank_gram(512)
         rounded = output_error(weight, nearest(weight, scheme), gram)
-        factor, _, _ = inverse_cholesky(gram, 0.01)
+        factor, _, _ = inverse_cholesky(gram.clone(), 0.01)
         swept = output_error(weight, sweep(weight, factor, grid=DynamicGrid(scheme)).weight, gram)
         ordered = output_error(weight, by_activity(weight, gram, scheme), gram)
         assert rounded == pytest.approx(rtn, rel=0.15)
@@ -295,7 +295,7 @@ class TestBoth:
     def test_one_sweep_beats_rounding_after_pruning(self) -> None:
         scheme = IntegerScheme(3, 64)
         weight, gram = normal(64, 256), low_rank_gram(256)
-        factor, _, _ = inverse_cholesky(gram, 0.01)
+        factor, _, _ = inverse_cholesky(gram.clone(), 0.01)
         together = sweep(weight, factor, selector=Unstructured(0.5), grid=DynamicGrid(scheme)).weight
         pruned = sweep(weight, factor, selector=Unstructured(0.5)).weight
         assert output_error(weight, together, gram) < 0.7 * output_error(
@@ -314,7 +314,7 @@ class TestBoth:
     ) -> None:
         gram = low_rank_gram(width, 16)
         weight = normal(6, width)
-        factor, _, used = inverse_cholesky(gram, 0.05)
+        factor, _, used = inverse_cholesky(gram.clone(), 0.05)
         grid = DynamicGrid(IntegerScheme(3, group_size, symmetric))
         swept = sweep(weight, factor, selector=selector, grid=grid)
         damped = gram.double() + used * gram.diagonal().mean() * torch.eye(width)

@@ -80,11 +80,15 @@ def test_transformers_opens_portable_formats_without_modicum(
 ) -> None:
     """One process that never imports modicum opens them all and gets our logits."""
     recipes = {name: [{"quantize.rtn": given}] for name, given in PORTABLE.items()}
-    mixed = [{"quantize.rtn": {"bits": 4, "only": ["q", "k"]}}, {"quantize.rtn": {"bits": 8, "only": ["down"]}}]
+    mixed = [
+        {"quantize.rtn": {"bits": 4, "group_size": 32, "only": ["q", "k"]}},
+        {"quantize.rtn": {"bits": 8, "group_size": 16, "only": ["down"]}},
+    ]
     recipes |= {"mixed": mixed, "plain": ["prune.wanda"]}
     for name, steps in recipes.items():
         manifest = api.prepare(tiny_models("llama"), steps, tmp_path / name, data=tokens).execute()
         assert manifest.layers
+        assert "modicum" not in (tmp_path / name / "config.json").read_text()
     folders = [str(tmp_path / name) for name in recipes]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_US, str(tmp_path / "logits.safetensors"), *folders],

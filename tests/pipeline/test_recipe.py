@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,17 @@ def test_written_and_read_is_the_same_recipe(recipe: Recipe) -> None:
     assert parse_text(yaml.safe_dump(recipe.to_dict(), allow_unicode=True)) == recipe
 
 
+ONE_STEP = {"steps": ["prune.wanda"]}
+
+
+def outcome(read: Callable[[Any], Recipe], value: Any) -> str:
+    """What a user gets to see: the recipe, or the sentence that refuses it. Any other exception passes through."""
+    try:
+        return read(value).to_yaml()
+    except ModicumError as refusal:
+        return refusal.what
+
+
 WORDS = [*registry(), *Recipe.model_fields, *Calibration.model_fields, *Wanda.model_fields, *GPTQ.model_fields]
 SCALARS = (
     st.none()
@@ -94,12 +106,8 @@ STRUCTURES = st.recursive(
 @settings(deadline=None, max_examples=300)
 @given(value=STRUCTURES)
 def test_no_structure_gets_past_the_sentences(value: Any) -> None:
-    for attempt in (value, {"steps": value}, [value], [{"prune.wanda": value}], {"steps": ["prune.wanda"], "seed": value}):
-        try:
-            parse(attempt)
-        except ModicumError as refusal:
-            assert refusal.what
-            assert len(str(refusal)) < 3000
+    for attempt in (value, {"steps": value}, [value], [{"prune.wanda": value}], {**ONE_STEP, "seed": value}):
+        assert 0 < len(outcome(parse, attempt)) < 3000
 
 
 SNIPPETS = st.lists(
@@ -112,20 +120,14 @@ TAGS = st.sampled_from(["int", "float", "bool", "null", "timestamp", "binary", "
 @settings(deadline=None, max_examples=300)
 @given(text=st.text(max_size=60) | SNIPPETS | st.binary(max_size=60))
 def test_no_text_gets_past_the_sentences(text: Any) -> None:
-    try:
-        parse_text(text)
-    except ModicumError as refusal:
-        assert refusal.what
+    assert outcome(parse_text, text)
 
 
 @settings(deadline=None, max_examples=150)
 @given(tag=TAGS, value=st.text(max_size=6) | st.sampled_from(["", "x", "0x", "1:2", "[a]", "{a: b}", "[[a]]"]))
 def test_no_tag_gets_past_the_sentences(tag: str, value: str) -> None:
     for text in (f"!!{tag} {value}", f"steps: [quantize.rtn: {{bits: !!{tag} {value}}}]", f"seed: !!{tag} '{value}'"):
-        try:
-            parse_text(text)
-        except ModicumError as refusal:
-            assert refusal.what
+        assert outcome(parse_text, text)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from modicum.kernels.chunks import row_chunks
 from modicum.kernels.rounding import ColumnRounding, DynamicGrid, StaticGrid
 from modicum.kernels.selectors import Fixed, Selector, SemiStructured, Unstructured
 
@@ -58,7 +59,7 @@ def inverse_cholesky(gram: Tensor, damp: float) -> tuple[Tensor, Tensor, float]:
     caller.
 
     Args:
-        gram: X^T X or a multiple of it, [in, in].
+        gram: X^T X or a multiple of it, [in, in]. Its memory is used for the work; pass a copy to keep it.
         damp: fraction of the mean diagonal that is added to the diagonal.
 
     Returns:
@@ -67,17 +68,30 @@ def inverse_cholesky(gram: Tensor, damp: float) -> tuple[Tensor, Tensor, float]:
     Raises:
         NotPositiveDefinite: no factor was found.
     """
-    gram = gram.float()
+    gram = gram.float().contiguous()
     diagonal = gram.diagonal()
     dead = diagonal == 0
     mean = torch.where(dead.all(), 1.0, diagonal.sum() / (~dead).sum().clamp(min=1))
-    unit = gram / mean  # the mean diagonal is 1, so damping and dead inputs do not depend on the scale
-    unit.diagonal().masked_fill_(dead, 1.0)
+    gram /= mean  # the mean diagonal is 1, so damping and dead inputs do not depend on the scale
+    diagonal.masked_fill_(dead, 1.0)
+    _turn_around(gram)
+    plain = diagonal.clone()
     for used, dtype in _damping_ladder(damp):
-        factor = _factor(unit.to(dtype), used)
+        factor = _factor(gram.to(dtype), plain.to(dtype) + used)
         if factor is not None:
-            return (factor / mean.to(dtype).sqrt()).float(), dead, used
+            return factor.div_(mean.to(dtype).sqrt()).float(), dead, used
     raise NotPositiveDefinite(f"no Cholesky factor with damping up to {max(damp, 0.1)}")
+
+
+def _turn_around(matrix: Tensor) -> None:
+    """Reverse the rows and the columns of a contiguous matrix in place."""
+    flat = matrix.view(-1)
+    size = len(flat)
+    for part in row_chunks(size // 2, flat.element_size()):
+        front, back = flat[part], flat[size - part.stop : size - part.start]
+        kept = front.flip(0)
+        front.copy_(back.flip(0))
+        back.copy_(kept)
 
 
 def _damping_ladder(damp: float) -> list[tuple[float, torch.dtype]]:
@@ -88,35 +102,38 @@ def _damping_ladder(damp: float) -> list[tuple[float, torch.dtype]]:
     return [(rung, torch.float32) for rung in rungs] + [(rungs[-1], torch.float64)]
 
 
-def _factor(unit: Tensor, damp: float) -> Tensor | None:
-    """U of unit + damp * I, or None when it has none."""
-    damped = unit.flip(0, 1)
-    damped.diagonal().add_(damp)
+def _factor(turned: Tensor, diagonal: Tensor) -> Tensor | None:
+    """U of a matrix with this diagonal, rows and columns reversed, or None when it has none."""
+    turned.diagonal().copy_(diagonal)
     # H = R R^T with R upper triangular is an ordinary Cholesky factorisation of H read backwards; U = R^-1
-    lower, info = torch.linalg.cholesky_ex(damped)
+    lower, info = torch.linalg.cholesky_ex(turned)
     if info.item() != 0:
         return None
-    factor = _inverse_lower(lower).flip(0, 1)
-    return factor if bool(torch.isfinite(factor).all()) else None
+    _invert_lower(lower)
+    factor = lower.T  # contiguous, as LAPACK works by columns
+    _turn_around(factor)
+    low, high = torch.aminmax(factor)
+    return factor.T if bool(torch.isfinite(high - low)) else None
 
 
-def _inverse_lower(lower: Tensor, leaf: int = 128) -> Tensor:
-    """The inverse of a lower triangular matrix by halves: half the time of a triangular solve with I."""
+def _invert_lower(lower: Tensor, leaf: int = 128) -> None:
+    """Invert a lower triangular matrix in place, by halves: half the time of a triangular solve with I."""
     size = lower.shape[0]
     if size <= leaf:
         identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        return torch.linalg.solve_triangular(lower, identity, upper=False)
+        lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
+        return
     half = size // 2
-    inverse = torch.zeros_like(lower)
-    inverse[:half, :half] = _inverse_lower(lower[:half, :half], leaf)
-    inverse[half:, half:] = _inverse_lower(lower[half:, half:], leaf)
-    inverse[half:, :half] = -(inverse[half:, half:] @ lower[half:, :half]) @ inverse[:half, :half]
-    return inverse
+    top, left, right = lower[:half, :half], lower[half:, :half], lower[half:, half:]
+    _invert_lower(top, leaf)
+    _invert_lower(right, leaf)
+    product = right @ left
+    left.copy_(product.neg_() @ top)
 
 
 @dataclass(frozen=True, eq=False)
 class Swept:
-    """What a sweep leaves behind.
+    """What a sweep leaves behind. The matrices are transposed views: a sweep works on columns.
 
     Args:
         weight: float32 [out, in], exactly zero where the mask is True, exactly on the grid if there is one.
@@ -196,7 +213,7 @@ class _State:
         selector: Selector | None,
         grid: DynamicGrid | StaticGrid | None,
     ) -> None:
-        self.columns = weight.T.float().clone(memory_format=torch.contiguous_format)  # [in, out]
+        self.columns = _transposed(weight)  # [in, out]
         self.factor = factor
         self.diagonal = factor.diagonal().contiguous()
         self.selector = selector
@@ -238,7 +255,16 @@ class _State:
         return column if mask is None else column.masked_fill(mask, 0.0)
 
     def result(self) -> Swept:
-        """Everything, transposed back to [out, in]."""
+        """Everything as [out, in]."""
         codes, scale, zero_point = self.rounding.result() if self.rounding else (None, None, None)
-        mask = None if self.pruned is None else self.pruned.T.contiguous()
-        return Swept(self.columns.T.contiguous(), mask, codes, scale, zero_point, self.loss / 2)
+        mask = None if self.pruned is None else self.pruned.T
+        return Swept(self.columns.T, mask, codes, scale, zero_point, self.loss / 2)
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    """[rows, k] in any dtype to a contiguous float32 [k, rows], without a float32 copy in between."""
+    rows, k = matrix.shape
+    result = matrix.new_empty(k, rows, dtype=torch.float32)
+    for part in row_chunks(k, 4 * rows):
+        result[part] = matrix[:, part].float().T
+    return result

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modicum.errors import InvalidSetting
+from modicum.kernels.chunks import by_rows, row_chunks
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,24 @@ def fit_grid(
         scale `scale_dtype` [out, groups], positive; zero point int32 [out, groups], None for a symmetric
         scheme.
     """
-    grouped = _grouped(weight.float(), scheme)  # [out, groups, span]
+    rows, width = weight.shape
+    scale = weight.new_empty(rows, scheme.groups(width), dtype=scale_dtype)
+    zero_point = torch.empty_like(scale, dtype=torch.int32)
+    for chunk in row_chunks(rows, 4 * width):
+        scale[chunk], zero_point[chunk] = _fit_rows(weight[chunk], scheme, scale_dtype, search)
+    return scale, None if scheme.symmetric else zero_point
+
+
+def _fit_rows(
+    weight: Tensor, scheme: IntegerScheme, scale_dtype: torch.dtype, search: bool
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point [rows, groups] of some rows; the zero points of a symmetric scheme are 0."""
+    grouped = _grouped(weight.float(), scheme)  # [rows, groups, span]
     low = grouped.amin(-1).clamp_(max=0.0)
     high = grouped.amax(-1).clamp_(min=0.0)
-    scale, zero_point = _grid_of_range(low, high, scheme, scale_dtype)
     if search:
-        scale, zero_point = _clip_search(grouped, low, high, scheme, scale_dtype)
-    return scale, None if scheme.symmetric else zero_point
+        return _clip_search(grouped, low, high, scheme, scale_dtype)
+    return _grid_of_range(low, high, scheme, scale_dtype)
 
 
 def quantize(weight: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: IntegerScheme) -> Tensor:
@@ -114,11 +126,14 @@ def quantize(weight: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: I
     Returns:
         int8 [out, in], in [-2**(bits-1), 2**(bits-1) - 1].
     """
-    grouped = _grouped(weight.float(), scheme)
-    codes = _steps(grouped, scale.float(), zero_point, scheme)
-    if zero_point is not None:
-        codes += zero_point.unsqueeze(-1)
-    return codes.flatten(1)[:, : weight.shape[1]].to(torch.int8)
+
+    def some_rows(weight: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+        codes = _steps(_grouped(weight.float(), scheme), scale.float(), zero_point, scheme)
+        if zero_point is not None:
+            codes += zero_point.unsqueeze(-1)
+        return codes.flatten(1)[:, : weight.shape[1]].to(torch.int8)
+
+    return by_rows(some_rows, weight, scale, zero_point, row_bytes=4 * weight.shape[1])
 
 
 def dequantize(
@@ -136,11 +151,32 @@ def dequantize(
     """
     # codes and zero points have at most 8 significant bits, so even bfloat16 holds their difference exactly
     work = dtype if scale.dtype == dtype else torch.float32
-    steps = _grouped(codes.to(work), scheme)  # [out, groups, span]
-    if zero_point is not None:
-        steps = steps - zero_point.to(work).unsqueeze(-1)
-    weight = steps * scale.to(work).unsqueeze(-1)
-    return weight.flatten(1)[:, : codes.shape[1]].to(dtype).contiguous()
+
+    def some_rows(codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+        steps = _grouped(codes.to(work), scheme)  # [rows, groups, span]
+        if zero_point is not None:
+            steps -= zero_point.to(work).unsqueeze(-1)
+        steps *= scale.to(work).unsqueeze(-1)
+        return steps.flatten(1)[:, : codes.shape[1]].to(dtype).contiguous()
+
+    return by_rows(some_rows, codes, scale, zero_point, row_bytes=4 * codes.shape[1])
+
+
+def nearest(weight: Tensor, scheme: IntegerScheme, scale_dtype: torch.dtype) -> Tensor:
+    """The nearest point of its group's grid for every weight: float32 [out, in].
+
+    Args:
+        weight: finite, any float dtype, [out, in].
+        scheme: bits, group size and symmetry.
+        scale_dtype: dtype in which the scale is stored.
+    """
+
+    def some_rows(weight: Tensor) -> Tensor:
+        scale, zero_point = fit_grid(weight, scheme, scale_dtype)
+        codes = quantize(weight, scale, zero_point, scheme)
+        return dequantize(codes, scale, zero_point, scheme, torch.float32)
+
+    return by_rows(some_rows, weight, row_bytes=4 * weight.shape[1])
 
 
 def _grouped(values: Tensor, scheme: IntegerScheme) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from modicum.kernels.chunks import by_rows
+
 _WIDER = {torch.uint8: torch.int16, torch.int16: torch.int32, torch.int32: torch.int64}
 _NARROWER = {wide: narrow for narrow, wide in _WIDER.items()}
 
@@ -35,9 +37,13 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
         int32 [rows, ceil(k * bits / 32)]; the bits behind the last code are zero.
     """
     k = codes.shape[1]
-    padded = F.pad(codes.to(torch.uint8), (0, -k % 32))
-    words = _rowwise(_pack_bytes(padded, bits)).view(torch.int32)  # [rows, ceil(k / 32) * bits]
-    return words[:, : packed_words(k, bits)].contiguous()
+
+    def some_rows(codes: Tensor) -> Tensor:
+        padded = F.pad(codes.to(torch.uint8).contiguous(), (0, -k % 32))
+        words = _rowwise(_pack_bytes(padded, bits)).view(torch.int32)  # [rows, ceil(k / 32) * bits]
+        return words[:, : packed_words(k, bits)].contiguous()
+
+    return by_rows(some_rows, codes, row_bytes=2 * k)
 
 
 def unpack_bits(packed: Tensor, bits: int, k: int) -> Tensor:
@@ -51,18 +57,26 @@ def unpack_bits(packed: Tensor, bits: int, k: int) -> Tensor:
     Returns:
         uint8 [rows, k], each in [0, 2**bits).
     """
-    padded = _rowwise(F.pad(packed, (0, -packed.shape[1] % bits)))
-    return _unpack_bytes(padded.view(torch.uint8), bits)[:, :k].contiguous()
+
+    def some_rows(packed: Tensor) -> Tensor:
+        padded = _rowwise(F.pad(packed, (0, -packed.shape[1] % bits)))
+        return _unpack_bytes(padded.view(torch.uint8), bits)[:, :k].contiguous()
+
+    return by_rows(some_rows, packed, row_bytes=2 * k)
 
 
 def pack_mask(mask: Tensor) -> Tensor:
     """Pack a bool mask [rows, k] into uint8 [rows, ceil(k / 8)]; bit j of byte i is column 8 i + j."""
-    return _rowwise(_pack_bytes(F.pad(mask.to(torch.uint8), (0, -mask.shape[1] % 8)), 1))
+
+    def some_rows(mask: Tensor) -> Tensor:
+        return _rowwise(_pack_bytes(F.pad(mask.to(torch.uint8).contiguous(), (0, -mask.shape[1] % 8)), 1))
+
+    return by_rows(some_rows, mask, row_bytes=2 * mask.shape[1])
 
 
 def unpack_mask(packed: Tensor, k: int) -> Tensor:
     """The inverse of `pack_mask`: uint8 [rows, ceil(k / 8)] to bool [rows, k]."""
-    return _unpack_bytes(packed, 1)[:, :k].to(torch.bool)
+    return by_rows(lambda some: _unpack_bytes(some, 1)[:, :k].to(torch.bool), packed, row_bytes=2 * k)
 
 
 def _pack_bytes(codes: Tensor, bits: int) -> Tensor:

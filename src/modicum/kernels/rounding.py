@@ -90,7 +90,7 @@ class ColumnRounding:
 
     def result(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Codes int8 [out, in], scale in its stored dtype and zero point int32 (or None) [out, groups]."""
-        codes = self.codes.T.contiguous()
+        codes = self.codes.T
         if isinstance(self.grid, StaticGrid):
             return codes, self.grid.scale, self.grid.zero_point
         zero_point = None if self.zero is None else self.zero.T.to(torch.int32).contiguous()

@@ -19,7 +19,7 @@ from modicum.errors import CheckpointError, ModicumError
 from modicum.formats.manifest import Manifest
 from modicum.formats.native import ModicumConfig
 from modicum.formats.shards import Shards
-from modicum.pipeline.source import read_config
+from modicum.pipeline.source import check_sizes, read_config
 
 
 def load_model(directory: Path, dtype: torch.dtype | None = None, device: str = "cpu") -> nn.Module:
@@ -34,7 +34,8 @@ def load_model(directory: Path, dtype: torch.dtype | None = None, device: str = 
         CheckpointError: files are missing, corrupt, or do not fit together.
     """
     config = read_config(directory)
-    Shards(directory)  # a damaged file is named here, before transformers stumbles over it
+    # What is damaged is named here, before transformers stumbles over it.
+    check_sizes(config, Shards(directory), directory)
     manifest = Manifest.present(directory)
     if manifest is not None and manifest.forms():
         config.quantization_config = ModicumConfig().to_dict()

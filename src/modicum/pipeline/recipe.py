@@ -70,7 +70,7 @@ class Recipe(BaseModel):
             steps.append({step.name: changed} if changed else step.name)
         changed = self.calibration.model_dump(mode="json")
         value = {"seed": self.seed, "calibration": changed, "steps": steps}
-        return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None))
+        return str(yaml.safe_dump(value, sort_keys=False, default_flow_style=None))
 
 
 def load(path: Path) -> Recipe:
@@ -106,25 +106,26 @@ def parse_text(text: str) -> Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of YAML 1.2: `2:4` is a text, not 124 in base 60, and `1e-3` is a number."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """YAML that quotes a text which YAML 1.1 or 1.2 would read as a number."""
+    """YAML without its numbers in base 60 and base 8: `2:4` is a text, not 124."""
 
 
 _NUMBERS = {
-    "tag:yaml.org,2002:int": r"[-+]?[0-9]+",
-    "tag:yaml.org,2002:float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9]*)",
+    "tag:yaml.org,2002:float": r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?|[-+]?\.inf|\.nan",
 }
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, form) for tag, form in resolvers if tag not in _NUMBERS]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _tag, _form in _NUMBERS.items():
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_tag, re.compile(f"(?:{_form})$"), list("-+.0123456789"))
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+    _Loader.add_implicit_resolver(_tag, re.compile(f"(?:{_form})$"), list("-+.0123456789"))
+
+
+def _integer(loader: yaml.SafeLoader, node: Any) -> int:
+    return int(str(loader.construct_scalar(node)))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 # PyYAML lets these through for values that do not fit their tag (`!!bool x`, `!!timestamp x`, 2020-13-45)
 _SLIPS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)

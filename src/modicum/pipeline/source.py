@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from modicum.errors import CheckpointError, ModicumError, NotFinite
 from modicum.formats.shards import Shards
+from modicum.kernels.checks import all_finite
 from modicum.models import Anatomy, Block, CheckpointMap, load_tensors, release, skeleton
 from modicum.models.anatomy import module_name
 
@@ -37,6 +38,23 @@ def read_config(directory: Path) -> Any:
     except Exception as error:  # configs check themselves, each with exceptions of its own
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{file} is not a config that transformers can read: {reason}") from error
+
+
+def check_sizes(config: Any, shards: Shards, directory: Path) -> None:
+    """Refuse sizes that the stored tensors cannot have, before a model of that size is built.
+
+    Raises:
+        CheckpointError: more blocks than tensors, or a width beyond the number of stored bytes.
+    """
+    limits = {"num_hidden_layers": len(shards.tensors)}
+    limits |= dict.fromkeys(("hidden_size", "head_dim", "vocab_size"), shards.nbytes())
+    for key, limit in limits.items():
+        value = getattr(config, key, None)
+        if isinstance(value, int) and value > limit:
+            raise CheckpointError(
+                f"{directory / 'config.json'} says {key} = {value}, which the stored tensors cannot have.",
+                "config.json and the weights belong to different models, or the file is damaged.",
+            )
 
 
 def built(config: Any, dtype: torch.dtype, directory: Path) -> nn.Module:
@@ -92,6 +110,7 @@ class Source:
                 "Compress the original, with all steps in one recipe.",
             )
         shards = Shards(directory)
+        check_sizes(config, shards, directory)
         model = built(config, dtype or stored_dtype(config, shards), directory)
         anatomy = Anatomy.of(model)
         names = CheckpointMap(shards.names(), model, anatomy.family)
@@ -110,7 +129,7 @@ class Source:
             NotFinite: it holds NaN or infinity.
         """
         tensor = self.shards.read(name)
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise NotFinite(
                 f"{self.directory}: the tensor {name} holds NaN or infinity.", "The checkpoint is damaged."
             )

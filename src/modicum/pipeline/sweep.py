@@ -17,6 +17,7 @@ from torch import Tensor
 from modicum.calibrate.block import CalibratedBlock
 from modicum.calibrate.statistics import Statistics
 from modicum.errors import NotFinite, PromiseBroken
+from modicum.kernels.checks import all_finite, relative_error
 from modicum.kernels.compensation import NotPositiveDefinite
 from modicum.method import LayerMethod, Target
 from modicum.models import Block, Layer
@@ -129,7 +130,7 @@ def _verify(
         NotFinite: the result holds NaN or infinity.
     """
     before = layer.weight.detach()
-    if not bool(torch.isfinite(dense).all()):
+    if not all_finite(dense):
         raise NotFinite(
             f"{step.name} made NaN or infinity at {layer.name}.", "Raise its damping, or leave it out."
         )
@@ -145,26 +146,23 @@ def _verify(
 
 def _record(layer: Layer, form: WeightForm, calibrated: CalibratedBlock) -> dict[str, Any]:
     """What modicum.json says of a layer."""
-    reference = calibrated.references[layer.name].float()
-    dense = layer.weight.detach().float()
+    reference, dense = calibrated.references[layer.name], layer.weight.detach()
     size = layer.out_features * layer.in_features
     record: dict[str, Any] = {
         "block": layer.block,
         "role": layer.role,
         "nbytes": form.nbytes,
         "dense_nbytes": size * layer.weight.element_size(),
-        "sparsity": round(float((dense == 0).sum()) / size, 6),
+        "sparsity": round(1 - int(dense.count_nonzero()) / size, 6),
         "bits_per_weight": round(8 * form.nbytes / size, 4),
-        "weight_error": _relative(dense - reference, reference),
+        "weight_error": _six_digits(relative_error(dense, reference)),
     }
     statistics = calibrated.layer_statistics(layer)
     if statistics.wanted & {"column_norm", "gram"}:
-        norm = statistics.column_norm
-        record["output_error"] = _relative((dense - reference) * norm, reference * norm)
+        error = relative_error(dense, reference, statistics.column_norm)
+        record["output_error"] = _six_digits(error)
     return record
 
 
-def _relative(error: Tensor, reference: Tensor) -> float:
-    """|error|_F / |reference|_F, to six digits."""
-    ratio = error.norm() / reference.norm().clamp(min=1e-30)
-    return float(f"{float(ratio):.6g}")
+def _six_digits(value: float) -> float:
+    return float(f"{value:.6g}")

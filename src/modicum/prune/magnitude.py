@@ -43,7 +43,7 @@ class Magnitude(LayerMethod):
         return expected_form(weight, pruned, self.pattern)
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
-        scores = scores_of(target, target.weight.float().abs())  # [out, in]
+        scores = scores_of(target.weight.abs(), target.zeros)  # [out, in]
         if self.pattern:
             pruned = self.pattern.pruned(target.name, scores)
         elif self.scope == "row":

@@ -86,9 +86,9 @@ def expected_form(weight: Tensor, pruned: int, pattern: NM | None) -> WeightForm
         return from_spec(make_spec(MaskedWeight, weight, {"kept": weight.numel() - pruned}))
 
 
-def scores_of(target: Target, scores: Tensor) -> Tensor:
-    """`scores` [out, in], with what an earlier step set to zero below everything else: it goes first."""
-    return scores if target.zeros is None else scores.masked_fill(target.zeros, -1.0)
+def scores_of(scores: Tensor, zeros: Tensor | None) -> Tensor:
+    """`scores` [out, in], changed in place: what an earlier step set to zero sinks below all else, it goes first."""
+    return scores if zeros is None else scores.masked_fill_(zeros, -1.0)
 
 
 def masked_form(
@@ -100,12 +100,13 @@ def masked_form(
         target: the layer; entries that it must keep at zero join the mask.
         pruned: bool [out, in], True where a weight goes.
         pattern: the N:M pattern that `pruned` follows, if any.
-        weight: [out, in] updated weights; the layer's own by default.
+        weight: [out, in] updated weights, zero where `pruned`; the layer's own by default.
     """
     if target.zeros is not None:
         pruned = pruned | target.zeros
     dense = target.weight if weight is None else weight.to(target.weight.dtype)
-    dense = dense.masked_fill(pruned, 0)
-    if pattern:
-        return SemiStructuredWeight.from_dense(dense, pattern.n, pattern.m, bias=target.bias)
-    return MaskedWeight.from_dense(dense, mask=~pruned, bias=target.bias)
+    if not pattern:
+        return MaskedWeight.from_dense(dense, mask=~pruned, bias=target.bias)
+    if weight is None:
+        dense = dense.masked_fill(pruned, 0)
+    return SemiStructuredWeight.from_dense(dense, pattern.n, pattern.m, bias=target.bias)

@@ -12,6 +12,7 @@ from modicum.calibrate.statistics import Statistics
 from modicum.kernels.compensation import (
     Selector,
     SemiStructured,
+    Swept,
     Unstructured,
     inverse_cholesky,
     sweep,
@@ -56,11 +57,14 @@ class SparseGPT(LayerMethod):
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
         if self.pattern:
             self.pattern.check(target.name, target.weight.shape[1])
-        factor, dead, _ = inverse_cholesky(statistics.gram, self.damp)  # U [in, in]
-        weight = target.weight.float().masked_fill(dead, 0)
-        swept = sweep(weight, factor, selector=self._selector(target.zeros), block_size=self.block_size)
+        swept = self._swept(target, statistics)
         assert swept.mask is not None
         return masked_form(target, swept.mask, self.pattern, swept.weight)
+
+    def _swept(self, target: Target, statistics: Statistics) -> Swept:
+        factor, dead, _ = inverse_cholesky(statistics.gram, self.damp)  # U [in, in]
+        weight = target.weight.masked_fill(dead, 0) if bool(dead.any()) else target.weight
+        return sweep(weight, factor, selector=self._selector(target.zeros), block_size=self.block_size)
 
     def _selector(self, zeros: Tensor | None) -> Selector:
         own: Selector = (

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from modicum.calibrate.statistics import Statistics
+from modicum.kernels.chunks import by_rows
 from modicum.kernels.selection import prune_lowest
 from modicum.method import LayerMethod, Paper, Target
 from modicum.prune.pattern import Pattern, expected_form, masked_form, scores_of
@@ -42,12 +43,19 @@ class Wanda(LayerMethod):
         return expected_form(weight, weight.shape[0] * self._per_row(weight), self.pattern)
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
-        scores = scores_of(target, target.weight.float().abs() * statistics.column_norm)  # [out, in]
-        if self.pattern:
-            pruned = self.pattern.pruned(target.name, scores)
-        else:
-            pruned = prune_lowest(scores, self._per_row(scores))
+        norm = statistics.column_norm  # [in]
+
+        def some_rows(weight: Tensor, zeros: Tensor | None) -> Tensor:
+            return self._pruned(target.name, scores_of(weight.float().abs() * norm, zeros))
+
+        pruned = by_rows(some_rows, target.weight, target.zeros, row_bytes=4 * len(norm))
         return masked_form(target, pruned, self.pattern)
+
+    def _pruned(self, name: str, scores: Tensor) -> Tensor:
+        """Bool [rows, in], True at the scores that lose."""
+        if self.pattern:
+            return self.pattern.pruned(name, scores)
+        return prune_lowest(scores, self._per_row(scores))
 
     def _per_row(self, matrix: Tensor) -> int:
         return int(self.sparsity * matrix.shape[1])

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from modicum.calibrate.block import CalibratedBlock
 from modicum.calibrate.statistics import Statistics
-from modicum.kernels.grids import IntegerScheme, dequantize, fit_grid, quantize
+from modicum.kernels.chunks import by_rows, row_chunks
+from modicum.kernels.grids import IntegerScheme, fit_grid, nearest, quantize
 from modicum.method import Paper, Target
 from modicum.models.anatomy import Layer, ResolvedFold
 from modicum.quantize.grid import IntegerMethod
@@ -53,9 +54,9 @@ class AWQ(IntegerMethod):
                 block.migrate(fold, self._best_scale(block, fold))
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
-        weight, scheme = target.weight.float(), self.scheme()
+        weight, scheme = target.weight.to(torch.float32, copy=True), self.scheme()
         if self.clip and target.role not in ("q", "k"):
-            weight = _clipped(weight, statistics.sample, scheme, target.weight.dtype)
+            _clip(weight, statistics.sample, scheme, target.weight.dtype)
         scale, zero_point = fit_grid(weight, scheme, target.weight.dtype)
         codes = quantize(weight, scale, zero_point, scheme)
         return PackedWeight.from_codes(codes, scale, zero_point, scheme, target.bias, target.weight.dtype)
@@ -74,7 +75,7 @@ class AWQ(IntegerMethod):
         for step in range(self.ratios):
             scale = self._scale(salience, originals, step / self.ratios)
             for layer, weight in zip(fold.targets, originals, strict=True):
-                layer.set_weight(self._rounded(weight.float() * scale, weight.dtype) / scale)
+                layer.set_weight(self._rounded(weight, scale))
             error = _squared_error(block.replay(fold.parent), wanted)
             if error < least:
                 best, least = scale, error
@@ -89,12 +90,13 @@ class AWQ(IntegerMethod):
         scale = scale.clamp(min=1e-4)
         return scale / (scale.max() * scale.min()).sqrt()
 
-    def _rounded(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        scheme = self.scheme()
-        scale, zero_point = fit_grid(weight, scheme, dtype)
-        return dequantize(
-            quantize(weight, scale, zero_point, scheme), scale, zero_point, scheme, torch.float32
-        )
+    def _rounded(self, weight: Tensor, scale: Tensor) -> Tensor:
+        """Q(W s) / s in the dtype of the weight, [out, in]."""
+
+        def some_rows(some: Tensor) -> Tensor:
+            return (nearest(some.float() * scale, self.scheme(), weight.dtype) / scale).to(weight.dtype)
+
+        return by_rows(some_rows, weight, row_bytes=4 * len(scale))
 
 
 def _salience(block: CalibratedBlock, layers: Sequence[Layer]) -> Tensor:
@@ -125,8 +127,8 @@ def _grouped(matrix: Tensor, scheme: IntegerScheme) -> Tensor:
     return F.pad(matrix, (0, -matrix.shape[1] % span)).unflatten(1, (-1, span))
 
 
-def _clipped(weight: Tensor, sample: Tensor, scheme: IntegerScheme, dtype: torch.dtype) -> Tensor:
-    """`weight` [out, in] with every group clamped to the share of its range that rounds with least output error.
+def _clip(weight: Tensor, sample: Tensor, scheme: IntegerScheme, dtype: torch.dtype) -> None:
+    """Clamp every group of `weight`, in place, to the share of its range that rounds with least output error.
 
     Args:
         weight: float32 [out, in].
@@ -136,17 +138,21 @@ def _clipped(weight: Tensor, sample: Tensor, scheme: IntegerScheme, dtype: torch
     """
     inputs = _grouped(sample.float(), scheme)  # [tokens, groups, span]
     gram = torch.einsum("tgi,tgj->gij", inputs, inputs)  # [groups, span, span]
-    grouped = _grouped(weight, scheme)  # [out, groups, span]
-    reach = grouped.abs().amax(-1, keepdim=True)  # [out, groups, 1]
+    for rows in row_chunks(weight.shape[0], 16 * weight.shape[1]):  # the search holds a dozen temporaries
+        grouped = _grouped(weight[rows], scheme)  # [rows, groups, span]
+        limit = _best_limit(grouped, gram, scheme, dtype)
+        weight[rows] = grouped.clamp(-limit, limit).flatten(1)[:, : weight.shape[1]]
+
+
+def _best_limit(grouped: Tensor, gram: Tensor, scheme: IntegerScheme, dtype: torch.dtype) -> Tensor:
+    """The limit [rows, groups, 1] at which the groups [rows, groups, span] lose least."""
+    reach = grouped.abs().amax(-1, keepdim=True)  # [rows, groups, 1]
     best, least = reach, torch.full_like(reach, torch.inf)
     for step in range(10):
         limit = reach * (1 - step / 20)
-        clamped = torch.minimum(torch.maximum(grouped, -limit), limit).flatten(1)
-        scale, zero_point = fit_grid(clamped, scheme, dtype)
-        codes = quantize(clamped, scale, zero_point, scheme)
-        rounded = dequantize(codes, scale, zero_point, scheme, torch.float32)
+        rounded = nearest(grouped.clamp(-limit, limit).flatten(1), scheme, dtype)
         lost = rounded.unflatten(1, grouped.shape[1:]) - grouped
         error = (torch.einsum("ogi,gij->ogj", lost, gram) * lost).sum(-1, keepdim=True)
         best = torch.where(error < least, limit, best)
         least = torch.minimum(error, least)
-    return torch.minimum(torch.maximum(grouped, -best), best).flatten(1)[:, : weight.shape[1]]
+    return best

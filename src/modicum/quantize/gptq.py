@@ -9,12 +9,15 @@ from pydantic import Field
 from torch import Tensor
 
 from modicum.calibrate.statistics import Statistics
-from modicum.kernels.compensation import DynamicGrid, Fixed, StaticGrid, Swept, inverse_cholesky, sweep
+from modicum.kernels.chunks import row_chunks
+from modicum.kernels.compensation import DynamicGrid, Fixed, StaticGrid, inverse_cholesky, sweep
 from modicum.kernels.grids import fit_grid, group_index
 from modicum.method import Paper, Target
 from modicum.quantize.grid import IntegerMethod
 from modicum.weights.base import WeightForm
 from modicum.weights.packed import PackedWeight
+
+Codes = tuple[Tensor, Tensor, Tensor | None]  # codes [out, in], scale and zero point [out, groups]
 
 
 class GPTQ(IntegerMethod):
@@ -41,31 +44,36 @@ class GPTQ(IntegerMethod):
         return frozenset({"gram"})
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
-        gram = statistics.gram  # [in, in]
-        weight = target.weight.float().masked_fill(gram.diagonal() == 0, 0)
+        dead = statistics.square_sum == 0
+        weight = target.weight.masked_fill(dead, 0) if bool(dead.any()) else target.weight
         sweep_order = self._in_activation_order if self.act_order else self._in_stored_order
-        swept = sweep_order(weight, gram, target)
+        codes, scale, zero_point = sweep_order(weight, statistics, target.zeros)
+        return PackedWeight.from_codes(codes, scale, zero_point, self.scheme(), target.bias, weight.dtype)
+
+    def _in_stored_order(self, weight: Tensor, statistics: Statistics, zeros: Tensor | None) -> Codes:
+        factor, _, _ = inverse_cholesky(statistics.gram, self.damp)
+        selector = None if zeros is None else Fixed(zeros)
+        grid = DynamicGrid(self.scheme(), weight.dtype)
+        swept = sweep(weight, factor, selector=selector, grid=grid, block_size=self.block_size)
         assert swept.codes is not None
         assert swept.scale is not None
-        return PackedWeight.from_codes(
-            swept.codes, swept.scale, swept.zero_point, self.scheme(), target.bias, target.weight.dtype
-        )
+        return swept.codes, swept.scale, swept.zero_point
 
-    def _in_stored_order(self, weight: Tensor, gram: Tensor, target: Target) -> Swept:
-        factor, _, _ = inverse_cholesky(gram, self.damp)
-        selector = None if target.zeros is None else Fixed(target.zeros)
-        grid = DynamicGrid(self.scheme(), target.weight.dtype)
-        return sweep(weight, factor, selector=selector, grid=grid, block_size=self.block_size)
-
-    def _in_activation_order(self, weight: Tensor, gram: Tensor, target: Target) -> Swept:
+    def _in_activation_order(self, weight: Tensor, statistics: Statistics, zeros: Tensor | None) -> Codes:
         scheme = self.scheme()
-        order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-        factor, _, _ = inverse_cholesky(gram[order][:, order], self.damp)
-        scale, zero_point = fit_grid(weight, scheme, target.weight.dtype)
+        order = torch.argsort(statistics.square_sum, descending=True, stable=True)
+        factor, _, _ = inverse_cholesky(_reordered(statistics.gram, order), self.damp)
+        scale, zero_point = fit_grid(weight, scheme, weight.dtype)
         groups = group_index(weight.shape[1], scheme, weight.device)[order]
-        selector = None if target.zeros is None else Fixed(target.zeros[:, order])
+        selector = None if zeros is None else Fixed(zeros[:, order])
         grid = StaticGrid(scheme, scale, zero_point, groups)
         swept = sweep(weight[:, order], factor, selector=selector, grid=grid, block_size=self.block_size)
         assert swept.codes is not None
-        codes = swept.codes[:, torch.argsort(order)]
-        return Swept(swept.weight, None, codes, scale, zero_point, swept.loss)
+        return swept.codes.T[torch.argsort(order)].T, scale, zero_point
+
+
+def _reordered(gram: Tensor, order: Tensor) -> Tensor:
+    """gram[order][:, order]; the columns are reordered in place, so that only one copy is made."""
+    for rows in row_chunks(len(gram), 4 * len(gram)):
+        gram[rows] = gram[rows][:, order]
+    return gram[order]

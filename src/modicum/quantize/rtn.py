@@ -31,6 +31,6 @@ class RTN(IntegerMethod):
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
         weight, scheme = target.weight, self.scheme()
-        scale, zero_point = fit_grid(weight.float(), scheme, weight.dtype, search=self.clip_search)
+        scale, zero_point = fit_grid(weight, scheme, weight.dtype, search=self.clip_search)
         codes = quantize(weight, scale, zero_point, scheme)
         return PackedWeight.from_codes(codes, scale, zero_point, scheme, target.bias, weight.dtype)

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from modicum.kernels.chunks import row_chunks
 from modicum.kernels.packing import pack_mask, unpack_mask
 from modicum.weights.base import Layout, WeightForm, make_spec
 
@@ -40,7 +41,12 @@ class MaskedWeight(WeightForm):
             bias: [out] or None.
         """
         kept = weight != 0 if mask is None else mask
-        values = weight.detach()[kept]
+        values = weight.detach().new_empty(int(kept.count_nonzero()))
+        start = 0
+        for rows in row_chunks(weight.shape[0], 8 * weight.shape[1]):  # selecting makes 64-bit indices
+            part = weight.detach()[rows][kept[rows].contiguous()]
+            values[start : start + len(part)] = part
+            start += len(part)
         spec = make_spec(cls, weight, {"kept": values.numel()})
         return cls(spec, {"weight_bitmask": pack_mask(kept), "weight_values": values}, bias)
 

@@ -61,7 +61,7 @@ class PackedWeight(WeightForm):
         """
         offset = -scheme.lowest
         tensors = {
-            "weight_packed": pack_bits(codes.to(torch.int16) + offset, scheme.bits),
+            "weight_packed": pack_bits(codes.view(torch.uint8) + offset, scheme.bits),
             "weight_scale": scale.detach().contiguous(),
             "weight_shape": torch.tensor(codes.shape, dtype=torch.int64, device=codes.device),
         }

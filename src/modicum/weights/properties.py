@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from modicum.kernels.chunks import row_chunks
 from modicum.weights.base import WeightForm
 from modicum.weights.packed import PackedWeight
 
@@ -44,7 +45,8 @@ class ZeroMask:
         dense = after.to_dense()
         if dense.shape != before.shape:
             return LayerShapes().violation(before, after)
-        revived = int(((before == 0) & (dense != 0)).sum())
+        chunks = row_chunks(len(dense), dense.shape[1])
+        revived = sum(int(((before[rows] == 0) & (dense[rows] != 0)).count_nonzero()) for rows in chunks)
         return f"{revived} pruned weights are no longer zero" if revived else None
 
 
@@ -62,9 +64,14 @@ class NMPattern:
 
     def violation(self, before: Tensor, after: WeightForm) -> str | None:
         """How many groups are too full."""
-        nonzero = F.pad(after.to_dense() != 0, (0, -after.in_features % self.m))
-        full = int((nonzero.unflatten(1, (-1, self.m)).sum(-1) > self.n).sum())
+        dense = after.to_dense()
+        full = sum(self._full(dense[rows]) for rows in row_chunks(len(dense), 8 * dense.shape[1]))
         return f"{full} groups of {self.m} have more than {self.n} nonzero weights" if full else None
+
+    def _full(self, dense: Tensor) -> int:
+        """How many groups of these rows have more than `n` nonzero weights."""
+        nonzero = F.pad(dense != 0, (0, -dense.shape[1] % self.m))
+        return int((nonzero.unflatten(1, (-1, self.m)).sum(-1) > self.n).count_nonzero())
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,11 @@ def off_grid_groups(weight: Tensor, bits: int, group_size: int) -> int:
     every such number is tried. What rounding to the dtype of `weight` can hide (8 bits in bfloat16) cannot
     be noticed.
     """
+    chunks = row_chunks(len(weight), 16 * weight.shape[1])  # the trial of a step holds several temporaries
+    return sum(_off_grid_groups(weight[rows], bits, group_size) for rows in chunks)
+
+
+def _off_grid_groups(weight: Tensor, bits: int, group_size: int) -> int:
     span = weight.shape[1] if group_size == -1 else min(group_size, weight.shape[1])
     groups = F.pad(weight.float(), (0, -weight.shape[1] % span)).view(-1, span)  # [out * groups, span]
     # the weight and the largest one were rounded to the dtype, the two divisions below to float32

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InvalidSetting
+from modicum.kernels.chunks import row_chunks
 from modicum.kernels.packing import pack_mask, unpack_mask
 from modicum.kernels.selection import semi_structured
 from modicum.weights.base import Layout, WeightForm, make_spec
@@ -47,20 +48,20 @@ class SemiStructuredWeight(WeightForm):
             InvalidSetting: the row does not consist of whole groups, or a group has more than `n` entries
             to keep.
         """
-        wanted = weight != 0 if mask is None else mask
         if not 0 < n <= m or weight.shape[1] % m:
             raise InvalidSetting(
                 f"A row of {weight.shape[1]} weights has no {n}:{m} pattern.", "Use the masked form."
             )
-        if bool((wanted.unflatten(1, (-1, m)).sum(-1) > n).any()):
-            raise InvalidSetting(
-                f"More than {n} of {m} neighbouring weights are kept.", "Prune to the pattern first."
-            )
-        # a group with fewer entries keeps zeros as well
-        kept = ~semi_structured(wanted.to(torch.uint8), n, m)
-        values = weight.detach().masked_fill(~wanted, 0.0)[kept]
-        values = values.view(weight.shape[0], weight.shape[1] // m * n)
-        tensors = {"weight_values": values, "weight_index": pack_mask(kept)}
+        rows, width = weight.shape
+        values = weight.detach().new_empty(rows, width // m * n)
+        index = torch.empty(rows, -(-width // 8), dtype=torch.uint8, device=weight.device)
+        for chunk in row_chunks(rows, 8 * width):  # selecting makes 64-bit indices
+            part = weight.detach()[chunk].contiguous()
+            wanted = part != 0 if mask is None else mask[chunk].contiguous()
+            kept = _whole_groups(wanted, n, m)
+            values[chunk] = part.masked_fill(~wanted, 0.0)[kept].view(len(part), -1)
+            index[chunk] = pack_mask(kept)
+        tensors = {"weight_values": values, "weight_index": index}
         return cls(make_spec(cls, weight, {"n": n, "m": m}), tensors, bias)
 
     @property
@@ -94,3 +95,16 @@ class SemiStructuredWeight(WeightForm):
             raise self._damaged("weight_index has bits behind the last column")
         if (bits[:, : self.in_features].unflatten(1, (-1, self.m)).sum(-1) != self.n).any():
             raise self._damaged(f"a group does not keep {self.n} of {self.m} weights")
+
+
+def _whole_groups(wanted: Tensor, n: int, m: int) -> Tensor:
+    """Bool [rows, in]: `wanted`, and as many other entries of every group of `m` as make it `n`.
+
+    Raises:
+        InvalidSetting: a group has more than `n` already.
+    """
+    if bool((wanted.unflatten(1, (-1, m)).sum(-1) > n).any()):
+        raise InvalidSetting(
+            f"More than {n} of {m} neighbouring weights are kept.", "Prune to the pattern first."
+        )
+    return semi_structured(wanted.to(torch.uint8), n, m).logical_not_()

@@ -11,22 +11,12 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from modicum.errors import Interrupted, ModicumError, UnknownName
 from modicum.zoo import nano_lm
 from modicum.zoo.loop import Budget
 
-
-class Recipe(Protocol):
-    """Trains one nano model and writes its directory."""
-
-    def __call__(
-        self, out: Path, work: Path, budget: Budget, seed: int = 0, report: Callable[[str], None] = print
-    ) -> None: ...
-
-
-RECIPES: dict[str, Recipe] = {"nano-lm": nano_lm.train}
+RECIPES: dict[str, Callable[..., None]] = {"nano-lm": nano_lm.train}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     length.add_argument("--minutes", type=float, help="wall time to train for")
     length.add_argument("--steps", type=int, help="optimizer steps to train for")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="an earlier model of the same kind to train on (nano-lm)")
     given = parser.parse_args(arguments)
     try:
         _train(given)
@@ -56,8 +47,9 @@ def _train(given: argparse.Namespace) -> None:
     out = given.out or Path(given.name)
     work = given.work or out.with_name(f"{out.name}.work")
     budget = Budget(steps=given.steps, minutes=given.minutes)
+    start = {"start": given.start} if given.start else {}
     try:
-        RECIPES[given.name](out, work, budget, given.seed, lambda line: print(line, flush=True))
+        RECIPES[given.name](out, work, budget, given.seed, lambda line: print(line, flush=True), **start)
     except KeyboardInterrupt as error:
         raise Interrupted(
             "Training interrupted.", "The same command goes on from the last checkpoint."

@@ -88,7 +88,10 @@ def soft_choice(logits: Tensor, progress: float, streams: list[torch.Generator] 
     """
     temperature = max(0.27 * (1 - 0.95 * progress), 0.005)
     noise = torch.empty_like(logits)
-    parts = noise.unbind() if streams and len(streams) > 1 else [noise]
-    for part, stream in zip(parts, streams or [None], strict=True):
-        part.exponential_(generator=stream)
+    if streams is None:
+        noise.exponential_()
+    else:
+        parts = noise.unbind() if len(streams) > 1 else (noise,)
+        for part, stream in zip(parts, streams, strict=True):
+            part.exponential_(generator=stream)
     return ((logits * (1 + progress) - noise.log()) / temperature).softmax(dim=-1)

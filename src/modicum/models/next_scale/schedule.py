@@ -80,7 +80,7 @@ class Schedule:
 
     def levels(self) -> Tensor:
         """Map of every token, int64 `[total]`."""
-        return torch.repeat_interleave(torch.arange(len(self)), torch.tensor(self.tokens))
+        return torch.cat([torch.full((count,), scale) for scale, count in enumerate(self.tokens)])
 
     def visible(self) -> Tensor:
         """Block-causal mask, bool `[total, total]`: query i sees key j where it is True."""

@@ -1,0 +1,26 @@
+"""Give memory that was freed back to the system.
+
+The allocator of the C library keeps what was freed for the next request. After a piece of work that needed much, the
+process stays as large as it was, and the next large request may not fit into the gaps that are left.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from functools import cache
+
+
+def return_freed_memory() -> None:
+    """Hand all free pages back (glibc); elsewhere nothing happens."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    if sys.platform != "linux":
+        return None
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)
