@@ -108,11 +108,18 @@ def observe(
     """
     calibrated = CalibratedBlock(block, {name: Statistics(kinds) for name, kinds in wanted.items()})
     taps = _Taps(calibrated.statistics)
-    with _hooks(block, taps, wanted), _recording(calibrated, parents):
+    with _recording(calibrated, parents), _hooks(block, taps, wanted):
         for i, states in enumerate(hidden):
             taps.begin(masks[i] if i < len(masks) else None)
-            run(i, states)
+            try:
+                run(i, states)
+            except _EverythingSeen:
+                continue
     return calibrated
+
+
+class _EverythingSeen(Exception):
+    """Ends a block's forward pass when its last layer has its input: nobody wants the output."""
 
 
 class _Taps:
@@ -123,10 +130,19 @@ class _Taps:
         # Holding the tensors of the current batch keeps their identities from being reused.
         self.seen: dict[Hashable, tuple[Tensor, Statistics]] = {}
         self.mask: Tensor | None = None
+        self.hooked = self.fired = 0
 
     def begin(self, mask: Tensor | None) -> None:
         self.seen.clear()
         self.mask = mask
+        self.fired = 0
+
+    def stop_after_the_last(self) -> None:
+        """Called by every hook when it is done."""
+        self.fired += 1
+        if self.fired == self.hooked:
+            self.seen.clear()
+            raise _EverythingSeen
 
     def feed(self, layer: Layer, inputs: Tensor) -> None:
         own, key = self.statistics[layer.name], (id(inputs), _geometry(layer))
@@ -178,15 +194,18 @@ def _hooks(block: Block, taps: _Taps, wanted: Mapping[str, frozenset[str]]) -> I
             if layer.name in wanted and layer.expert is None:
                 hook = layer.module.register_forward_pre_hook(_layer_hook(taps, layer))
                 stack.callback(hook.remove)
+                taps.hooked += 1
         if block.experts and any(layer.name in wanted for layer in block.experts.layers):
             hook = block.experts.module.register_forward_pre_hook(_experts_hook(taps, block.experts))
             stack.callback(hook.remove)
+            taps.hooked += 1
         yield
 
 
 def _layer_hook(taps: _Taps, layer: Layer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         taps.feed(layer, args[0])
+        taps.stop_after_the_last()
 
     return hook
 
@@ -198,6 +217,7 @@ def _experts_hook(taps: _Taps, experts: ExpertsView) -> Callable[[nn.Module, tup
             routed = hidden[(indices == expert).any(1)]  # [routed, d]
             if len(routed):
                 _feed_expert(taps, experts, expert, routed)
+        taps.stop_after_the_last()
 
     return hook
 

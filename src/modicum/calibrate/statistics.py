@@ -21,6 +21,7 @@ from modicum.kernels.products import mixed_products
 
 KINDS = frozenset({"column_norm", "mean_abs", "gram", "sample"})
 SAMPLE = 512
+ROWS = 1024  # inputs widened at a time; they stay in the cache
 TILE = 256  # fastest on CPU between 128 and 1024 columns
 
 
@@ -42,15 +43,20 @@ class Statistics:
 
     def update(self, inputs: Tensor) -> None:
         """Add a batch of inputs [..., in_features]."""
-        x = inputs.reshape(-1, inputs.shape[-1]).float()  # [tokens, in]
-        self.tokens += x.shape[0]
+        vectors = inputs.reshape(-1, inputs.shape[-1])  # [tokens, in]
+        self.tokens += vectors.shape[0]
+        for part in vectors.split(ROWS):
+            self._add_part(part.float(), inputs.dtype)
+
+    def _add_part(self, x: Tensor, dtype: torch.dtype) -> None:
+        """Add a few inputs [n, in_features], widened from `dtype`."""
         if "gram" in self.wanted:
-            with mixed_products(inputs.dtype, inputs.device):
+            with mixed_products(dtype, x.device):
                 self._gram = _add_gram(self._gram, x)
         elif "column_norm" in self.wanted:
-            self._square_sum = _add(self._square_sum, torch.linalg.vector_norm(x, dim=0).square_())
+            self._square_sum = _add(self._square_sum, x.square().sum(0))
         if "mean_abs" in self.wanted:
-            self._abs_sum = _add(self._abs_sum, torch.linalg.vector_norm(x, ord=1, dim=0))
+            self._abs_sum = _add(self._abs_sum, x.abs().sum(0))
         if "sample" in self.wanted:
             self._sample = _extend(self._sample, x)
 

@@ -8,7 +8,8 @@ Training has three parts, each resumable by itself:
 
 1. an autoencoder, whose features are shrunk to a random map's size half of the time, so that coarse maps come
    to carry the picture and fine maps what little is left;
-2. the quantizer: codebook by Lloyd's algorithm over the residuals of all maps, then everything by gradient;
+2. the quantizer: codebook by Lloyd's algorithm over the residuals of all maps, then codebook, residual
+   convolutions and decoder by gradient, while the encoder stands still;
 3. the transformer on the tokens. Most steps stop after the sixth map (130 tokens): what there is to learn
    lies there, and a step costs a fifth.
 """
@@ -181,8 +182,13 @@ def _autoencoder_loss(
 def _quantizer_loss(vae: VQVAE, images: Tensor, sizes: NanoVar, seed: int) -> Callable[[int, float], Tensor]:
     def loss_at(step: int, progress: float) -> Tensor:
         batch, _ = _batch(images, sizes.image_batch, seed + 1, step)
-        rebuilt, quantizer_loss = vae(batch)
-        return F.mse_loss(rebuilt, batch) + quantizer_loss
+        with torch.no_grad():
+            features = vae.features(batch)
+            tokens, _ = vae.quantize.encode(features)
+        sums = vae.quantize.running(tokens)
+        rebuilt = vae.decoder(vae.post_quant_conv(sums[-1]))
+        far = torch.stack([F.mse_loss(f_hat, features) for f_hat in sums]).mean()
+        return F.mse_loss(rebuilt, batch) + far / features.square().mean()
 
     return loss_at
 
