@@ -1,7 +1,7 @@
 # modicum from a fresh clone:  make demo, then make test.  Every target sets up .venv by itself.
 PYTHON ?= python3
 OUT ?= modicum-demo
-# more flags for pip; for example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# more flags for pip; for example those that PyTorch's site gives for the small CPU build
 PIP_FLAGS ?=
 TEST_FLAGS ?=
 
@@ -56,8 +56,8 @@ docs: $(READY_DOCS)  ## build the documentation into site/
 readme: $(READY)  ## run what README and docs show, and put the results in
 	@$(BIN)/python docs/generate.py
 
-bench: $(READY)  ## measure time and memory of each method on nano-lm; benchmarks/README.md has the rest
-	@$(BIN)/python benchmarks/against_llmcompressor.py src/modicum/zoo/weights/nano-lm --tools modicum --repeats 1 --tries 1
+bench: $(READY)  ## measure time and memory of three methods; see benchmarks/README.md
+	@$(BIN)/python benchmarks/against_llmcompressor.py src/modicum/zoo/weights/nano-lm --tools modicum --methods wanda sparsegpt gptq --repeats 1 --tries 1
 
 clean:  ## remove what make made
 	@rm -rf .venv site build $(OUT)

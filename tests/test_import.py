@@ -18,7 +18,10 @@ def seconds(*line: str) -> float:
 
     def spent(arguments: tuple[str, ...]) -> float:
         done = subprocess.run(
-            [sys.executable, "-c", script, sys.executable, *arguments], capture_output=True, text=True, check=True
+            [sys.executable, "-c", script, sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return float(done.stdout)
 
@@ -27,7 +30,11 @@ def seconds(*line: str) -> float:
 
 @pytest.mark.parametrize(
     ("line", "limit"),
-    [(("-c", "import modicum"), 0.3), (("-m", "modicum", "--help"), 0.7), (("-m", "modicum", "compress", "-h"), 0.7)],
+    [
+        (("-c", "import modicum"), 0.3),
+        (("-m", "modicum", "--help"), 0.7),
+        (("-m", "modicum", "compress", "-h"), 0.7),
+    ],
     ids=["import", "help", "help of a command"],
 )
 def test_nothing_heavy_is_loaded_before_it_is_needed(line: tuple[str, ...], limit: float) -> None:

@@ -55,13 +55,13 @@ def test_half_of_the_weights(price: Callable[..., float]) -> None:
 
 def test_two_of_four_weights(price: Callable[..., float]) -> None:
     by_size, by_score = price(Magnitude(pattern="2:4")), price(Wanda(pattern="2:4"))
-    assert price(SparseGPT()) < price(SparseGPT(pattern="2:4")) < by_score < by_size
+    assert price(SparseGPT()) < by_score < by_size
 
 
 @pytest.mark.parametrize("bits", [4, 3])
 def test_integers(price: Callable[..., float], bits: int) -> None:
     grid = {"bits": bits, "group_size": 64, "symmetric": False}
-    nearest, compensated, scaled = price(RTN(**grid)), price(GPTQ(**grid)), price(AWQ(**grid, ratios=10))
+    nearest, compensated, scaled = price(RTN(**grid)), price(GPTQ(**grid)), price(AWQ(**grid, ratios=6))
     assert compensated <= 1.02 * scaled
     assert compensated <= nearest
     assert scaled <= (nearest if bits == 4 else 1.02 * nearest)
@@ -69,6 +69,4 @@ def test_integers(price: Callable[..., float], bits: int) -> None:
 
 
 def test_zeros_and_integers_together_cost_little_more_than_zeros(price: Callable[..., float]) -> None:
-    both = price(SparseGPT(), GPTQ(bits=4, group_size=64))
-    assert both < 1.03 * price(SparseGPT())
-    assert both < price(Magnitude(), RTN(bits=4, group_size=64))
+    assert price(SparseGPT(), GPTQ(bits=4, group_size=64)) < 1.02 * price(SparseGPT())

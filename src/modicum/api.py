@@ -21,7 +21,7 @@ from modicum.pipeline import recipe as recipes
 from modicum.pipeline.calibration import calibration_tokens
 from modicum.pipeline.loading import load_model, load_tokenizer
 from modicum.pipeline.memory_run import Batches, compress_model
-from modicum.pipeline.plan import Format, Plan
+from modicum.pipeline.plan import Format, Plan, make_plan
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress, Run, Silent, check_device
 from modicum.pipeline.saving import save_model
@@ -92,6 +92,7 @@ def prepare(
     check_device(device)
     steps = as_recipe(recipe)
     source = Source.open(locate(model), dtype, device)
+    _planned(source, steps, form)  # what cannot work is refused before any text is read
     tokens = data if data is not None else _windows(source, steps)
     return Run(source, steps, Path(out), tokens, form, overwrite, offload, progress or Silent())
 
@@ -101,10 +102,20 @@ def _windows(source: Source, recipe: Recipe) -> Tensor | None:
 
     if not any(step.statistics() or step.inputs() for step in layer_steps(recipe)):
         return None
-    context = getattr(source.model.config, "max_position_embeddings", None)
     file = recipe.calibration.source.endswith(".safetensors")
     tokenizer = None if file else load_tokenizer(source.directory)
-    return calibration_tokens(recipe.calibration, tokenizer, context, recipe.seed)
+    return calibration_tokens(recipe.calibration, tokenizer, _context(source), recipe.seed)
+
+
+def _context(source: Source) -> int | None:
+    return getattr(source.model.config, "max_position_embeddings", None)
+
+
+def _planned(source: Source, recipe: Recipe, form: Format) -> Plan:
+    length = recipe.calibration.length
+    return make_plan(
+        source, recipe, form, (recipe.calibration.samples, min(length, _context(source) or length))
+    )
 
 
 def compress(
@@ -138,9 +149,17 @@ def compress(
     return prepare(model, recipe, out, data=data, **options).execute()
 
 
-def plan(model: str | Path, recipe: RecipeLike, **options: Any) -> Plan:
-    """What a run would do and need, from config and headers alone."""
-    return prepare(model, recipe, Path("unused"), **options).plan
+def plan(
+    model: str | Path,
+    recipe: RecipeLike,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    form: Format = "auto",
+) -> Plan:
+    """What a run would do and need, from config and headers alone; arguments as for `prepare`."""
+    check_device(device)
+    return _planned(Source.open(locate(model), dtype, device), as_recipe(recipe), form)
 
 
 def compare(

@@ -57,7 +57,9 @@ def shared_experts() -> Any:
 
 
 def opt() -> Any:
-    sizes = {key: value for key, value in SIZES.items() if key not in ("intermediate_size", "num_key_value_heads")}
+    sizes = {
+        key: value for key, value in SIZES.items() if key not in ("intermediate_size", "num_key_value_heads")
+    }
     return causal(tf.OPTConfig(**sizes, ffn_dim=48))
 
 
@@ -82,7 +84,11 @@ def batches(padded: bool = False) -> list[dict[str, Tensor]]:
 
 @torch.no_grad()
 def observed(
-    model: Any, data: list[dict[str, Tensor]], index: int = 0, wanted: frozenset[str] = KINDS, masked: bool = False
+    model: Any,
+    data: list[dict[str, Tensor]],
+    index: int = 0,
+    wanted: frozenset[str] = KINDS,
+    masked: bool = False,
 ) -> CalibratedBlock:
     anatomy = Anatomy.of(model)
     replay = capture(anatomy, data)
@@ -189,7 +195,9 @@ def test_every_expert_sees_its_own_tokens(make: Any, padded: bool) -> None:
             middle.append(F.silu(gate) * up)
         for layer, inputs in ((experts.gate, routed), (experts.up, routed), (experts.down, middle)):
             assert_sums(calibrated.layer_statistics(layer[expert]), torch.cat(inputs))
-        assert calibrated.statistics[experts.gate[expert].name] is calibrated.statistics[experts.up[expert].name]
+        assert (
+            calibrated.statistics[experts.gate[expert].name] is calibrated.statistics[experts.up[expert].name]
+        )
 
 
 @torch.no_grad()
@@ -206,7 +214,10 @@ def test_an_expert_that_no_token_reaches_counts_as_white_noise() -> None:
         assert found.tokens == 0
         assert torch.equal(found.gram, torch.eye(layer.in_features))
         assert torch.equal(found.column_norm, torch.ones(layer.in_features))
-    assert sum(calibrated.layer_statistics(layer).tokens for layer in calibrated.block.layers if layer.expert) > 0
+    assert (
+        sum(calibrated.layer_statistics(layer).tokens for layer in calibrated.block.layers if layer.expert)
+        > 0
+    )
 
 
 @pytest.mark.parametrize("layer_type", ["basic", "bottleneck"])
@@ -214,7 +225,10 @@ def test_an_expert_that_no_token_reaches_counts_as_white_noise() -> None:
 @torch.no_grad()
 def test_convolutions_see_a_patch_per_output_position(layer_type: str, index: int) -> None:
     model = resnet(layer_type)
-    data = [{"pixel_values": torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(n))} for n in (2, 3)]
+    data = [
+        {"pixel_values": torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(n))}
+        for n in (2, 3)
+    ]
     calibrated = observed(model, data, index)
     with recording(model, (nn.Conv2d,)) as seen:
         for batch in data:

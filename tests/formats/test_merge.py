@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_groups_are_consecutive_and_within_the_limit(sizes: list[int], limit: in
     assert [part for group in groups for part in group] == list(range(len(sizes)))
     for group in groups:
         assert sum(sizes[i] for i in group) <= limit or len(group) == 1
-    for first, second in zip(groups, groups[1:], strict=False):
+    for first, second in pairwise(groups):
         assert sum(sizes[i] for i in first) + sizes[second[0]] > limit
 
 

@@ -45,7 +45,9 @@ def same(a: Tensor, b: Tensor) -> bool:
     return (
         a.shape == b.shape
         and a.dtype == b.dtype
-        and torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
+        and torch.equal(
+            a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8)
+        )
     )
 
 
@@ -89,10 +91,21 @@ def _read_everything(path: Path) -> None:
         found.read(name)
 
 
+def _complaint(path: Path) -> str | None:
+    """What our error says of the checkpoint; None if all of it can be read. Other errors are raised."""
+    try:
+        _read_everything(path)
+    except ModicumError as error:
+        return error.what
+    return None
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     file = tmp_path_factory.mktemp("good") / "a"
-    write_tensors(file, {"a.weight": torch.ones(6, 4), "b": torch.ones(3, dtype=torch.int64), "c": torch.ones(0, 9)})
+    write_tensors(
+        file, {"a.weight": torch.ones(6, 4), "b": torch.ones(3, dtype=torch.int64), "c": torch.ones(0, 9)}
+    )
     return file.read_bytes()
 
 
@@ -110,10 +123,7 @@ def test_damaged_bytes_raise_nothing_but_our_errors(good: bytes, tmp_path: Path,
         content[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
     content = content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))]
     (tmp_path / SINGLE).write_bytes(content)
-    try:
-        _read_everything(tmp_path)
-    except ModicumError as error:
-        assert SINGLE in error.what
+    assert SINGLE in (_complaint(tmp_path) or SINGLE)
 
 
 _ODD = st.one_of(
@@ -140,10 +150,7 @@ _ENTRY = st.fixed_dictionaries(
 def test_any_json_as_header_raises_nothing_but_our_errors(tmp_path: Path, header: Any) -> None:
     text = json.dumps(header).encode()
     (tmp_path / SINGLE).write_bytes(struct.pack("<Q", len(text)) + text + bytes(64))
-    try:
-        _read_everything(tmp_path)
-    except ModicumError as error:
-        assert SINGLE in error.what
+    assert SINGLE in (_complaint(tmp_path) or SINGLE)
 
 
 @_HYPOTHESIS
@@ -211,7 +218,9 @@ def test_an_index_that_is_none(tmp_path: Path, index: str) -> None:
         Shards(tmp_path)
 
 
-def test_a_pickle_is_refused_and_the_hint_converts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_is_refused_and_the_hint_converts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = {"a.weight": torch.randn(3, 3), "b": torch.arange(4)}
     torch.save(state, tmp_path / "pytorch_model.bin")
     with pytest.raises(UnsafeCheckpoint, match=r"pytorch_model\.bin") as refusal:

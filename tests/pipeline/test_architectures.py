@@ -26,7 +26,11 @@ SEEING = ("bert", "vit", "resnet")
 CASES = [
     *((name, method, form) for name in READERS for method, form in (("wanda", "modicum"), ("gptq", "auto"))),
     *((name, "magnitude", "auto") for name in ("gpt2", "mixtral", "mamba")),
-    *((name, method, form) for name in SEEING for method, form in (("magnitude", "auto"), ("rtn", "modicum"))),
+    *(
+        (name, method, form)
+        for name in SEEING
+        for method, form in (("magnitude", "auto"), ("rtn", "modicum"))
+    ),
     ("resnet", "magnitude", "modicum"),
     ("vit", "magnitude", "modicum"),
 ]

@@ -202,7 +202,9 @@ def test_compressing_in_another_dtype_stores_that_dtype(
         assert torch.equal(loaded(tokens[:1]).logits, memory(tokens[:1]).logits)
 
 
-def test_a_plain_result_can_be_compressed_again(tiny_llama: Path, tokens: torch.Tensor, tmp_path: Path) -> None:
+def test_a_plain_result_can_be_compressed_again(
+    tiny_llama: Path, tokens: torch.Tensor, tmp_path: Path
+) -> None:
     api.prepare(tiny_llama, ["prune.wanda"], tmp_path / "pruned", data=tokens).execute()
     api.prepare(tmp_path / "pruned", ["quantize.rtn"], tmp_path / "both").execute()
     assert len(Manifest.read(tmp_path / "both").layers) == 21

@@ -67,7 +67,9 @@ def allowed(steps: Sequence[Any], start: Sequence[Property] = ()) -> bool:
     return True
 
 
-def outcome(steps: Sequence[Any], start: Sequence[Property] = ()) -> list[frozenset[Property]] | RecipeConflict:
+def outcome(
+    steps: Sequence[Any], start: Sequence[Property] = ()
+) -> list[frozenset[Property]] | RecipeConflict:
     try:
         return live_properties(steps, start)
     except RecipeConflict as refusal:
@@ -144,7 +146,12 @@ def test_nothing_is_searched_for_in_a_long_recipe() -> None:
 
 @pytest.mark.parametrize(
     ("need", "words"),
-    [(ZeroMask, "zero mask"), (NMPattern, "NM pattern"), (IntegerGrid, "integer grid"), (TiedWeights, "tied weights")],
+    [
+        (ZeroMask, "zero mask"),
+        (NMPattern, "NM pattern"),
+        (IntegerGrid, "integer grid"),
+        (TiedWeights, "tied weights"),
+    ],
 )
 def test_an_unmet_need_is_named_in_words(monkeypatch: pytest.MonkeyPatch, need: Any, words: str) -> None:
     monkeypatch.setattr(methods, "_REGISTRY", dict(methods._REGISTRY))
@@ -161,7 +168,9 @@ def test_an_unmet_need_is_named_in_words(monkeypatch: pytest.MonkeyPatch, need: 
     assert refusal.value.what == f"{Toy.name} needs the property '{words}', which no step before it gives."
     if need is ZeroMask:
         assert live_properties([Wanda(), Toy()])[-1] == {ZeroMask()}
-        with pytest.raises(RecipeConflict, match=rf"This order works: prune\.wanda then {re.escape(Toy.name)}\."):
+        with pytest.raises(
+            RecipeConflict, match=rf"This order works: prune\.wanda then {re.escape(Toy.name)}\."
+        ):
             live_properties([Toy(), Wanda()])
 
 
@@ -176,7 +185,9 @@ def plan_of(directory: Path, *steps: Any) -> Any:
 def test_different_layers_may_have_different_grids(tiny_llama: Path) -> None:
     attention, rest = ["q", "k", "v", "o"], ["gate", "up", "down"]
     plan = plan_of(
-        tiny_llama, {"quantize.rtn": {"bits": 8, "only": attention}}, {"quantize.gptq": {"bits": 3, "only": rest}}
+        tiny_llama,
+        {"quantize.rtn": {"bits": 8, "only": attention}},
+        {"quantize.gptq": {"bits": 3, "only": rest}},
     )
     for layer in plan.layers:
         bits = 8 if layer.role in attention else 3

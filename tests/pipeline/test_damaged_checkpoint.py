@@ -49,8 +49,7 @@ def opens(directory: Path) -> bool:
     """Whether the directory opens; any other exception than ours is raised."""
     try:
         api.load(directory)
-    except ModicumError as error:
-        assert error.what
+    except ModicumError:
         return False
     return True
 
@@ -76,7 +75,9 @@ def test_flipped_bytes_in_the_weights_themselves(written: Path, copy: Path, data
     content = bytearray((written / SINGLE).read_bytes())
     header = 8 + struct.unpack("<Q", content[:8])[0]
     entries = json.loads(content[8:header])
-    forms = [v["data_offsets"] for k, v in entries.items() if k[-9:] in ("t_bitmask", "ght_index", "ght_shape")]
+    forms = [
+        v["data_offsets"] for k, v in entries.items() if k[-9:] in ("t_bitmask", "ght_index", "ght_shape")
+    ]
     start, stop = data.draw(st.sampled_from(forms))
     for _ in range(data.draw(st.integers(1, 3))):
         content[header + data.draw(st.integers(start, stop - 1))] ^= data.draw(st.integers(1, 255))
@@ -87,12 +88,12 @@ def test_flipped_bytes_in_the_weights_themselves(written: Path, copy: Path, data
 @_HYPOTHESIS
 @given(data=st.data())
 @pytest.mark.parametrize("name", [FILE, "config.json"])
-def test_flipped_bytes_in_the_json_files(
-    name: str, written: Path, copy: Path, data: st.DataObject
-) -> None:
+def test_flipped_bytes_in_the_json_files(name: str, written: Path, copy: Path, data: st.DataObject) -> None:
     content = bytearray((written / name).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(32, 126) | st.integers(0, 255))
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(
+            st.integers(32, 126) | st.integers(0, 255)
+        )
     (copy / name).write_bytes(content)
     opens(copy)
 
@@ -139,7 +140,9 @@ def _without(key: str) -> Callable[[dict[str, Any]], None]:
         _without("experts.3.up_proj"),
         _without("q_proj"),
         lambda value: value["layers"].update({"model.nowhere": value["layers"].popitem()[1]}),
-        lambda value: value["layers"].update({"model.norm": {"form": next(iter(value["layers"].values()))["form"]}}),
+        lambda value: value["layers"].update(
+            {"model.norm": {"form": next(iter(value["layers"].values()))["form"]}}
+        ),
         lambda value: value.update(format=99),
         lambda value: value.update(layers=[]),
         lambda value: value.update(shapes={"model.norm.weight": [10**12]}),

@@ -34,7 +34,11 @@ def test_the_size_that_is_planned_is_the_size_that_is_written(
 ) -> None:
     for form in ("auto", "plain", "modicum"):
         run = api.prepare(
-            tiny_models(name), METHODS[method], tmp_path / form, data=tokens, form=form  # type: ignore[arg-type]
+            tiny_models(name),
+            METHODS[method],
+            tmp_path / form,
+            data=tokens,
+            form=form,  # type: ignore[arg-type]
         )
         run.execute()
         written = Shards(tmp_path / form).nbytes()

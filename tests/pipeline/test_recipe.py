@@ -18,7 +18,9 @@ from modicum.prune.wanda import Wanda
 from modicum.quantize.gptq import GPTQ
 
 # texts that some version of YAML takes for something else
-TRICKY = st.sampled_from(["2:4", "1e5", "1.5", "0o7", "010", "yes", "null", "~", ".inf", "1:2:3", "2020-01-01", ""])
+TRICKY = st.sampled_from(
+    ["2:4", "1e5", "1.5", "0o7", "010", "yes", "null", "~", ".inf", "1:2:3", "2020-01-01", ""]
+)
 NAMES = st.lists(TRICKY | st.text(max_size=8), max_size=3).map(tuple)
 SPARSE = {
     "sparsity": st.floats(0, 1, exclude_max=True),
@@ -39,7 +41,12 @@ SETTINGS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "quantize.rtn": {**GRID, "clip_search": st.booleans()},
     "quantize.gptq": {**GRID, "damp": st.floats(0, 1, exclude_min=True), "act_order": st.booleans()},
-    "quantize.awq": {**GRID, "ratios": st.integers(1, 100), "duo_scaling": st.booleans(), "clip": st.booleans()},
+    "quantize.awq": {
+        **GRID,
+        "ratios": st.integers(1, 100),
+        "duo_scaling": st.booleans(),
+        "clip": st.booleans(),
+    },
 }
 
 
@@ -81,7 +88,13 @@ def outcome(read: Callable[[Any], Recipe], value: Any) -> str:
         return refusal.what
 
 
-WORDS = [*registry(), *Recipe.model_fields, *Calibration.model_fields, *Wanda.model_fields, *GPTQ.model_fields]
+WORDS = [
+    *registry(),
+    *Recipe.model_fields,
+    *Calibration.model_fields,
+    *Wanda.model_fields,
+    *GPTQ.model_fields,
+]
 SCALARS = (
     st.none()
     | st.booleans()
@@ -111,10 +124,14 @@ def test_no_structure_gets_past_the_sentences(value: Any) -> None:
 
 
 SNIPPETS = st.lists(
-    st.sampled_from([*WORDS, *"[]{}:,-&*!|>%@`'\"#\n\t 0123456789.~", ": ", "- ", "\n  ", "!!", "&a", "*a", "<<: "]),
+    st.sampled_from(
+        [*WORDS, *"[]{}:,-&*!|>%@`'\"#\n\t 0123456789.~", ": ", "- ", "\n  ", "!!", "&a", "*a", "<<: "]
+    ),
     max_size=30,
 ).map("".join)
-TAGS = st.sampled_from(["int", "float", "bool", "null", "timestamp", "binary", "set", "omap", "pairs", "str", "x"])
+TAGS = st.sampled_from(
+    ["int", "float", "bool", "null", "timestamp", "binary", "set", "omap", "pairs", "str", "x"]
+)
 
 
 @settings(deadline=None, max_examples=300)
@@ -124,9 +141,15 @@ def test_no_text_gets_past_the_sentences(text: Any) -> None:
 
 
 @settings(deadline=None, max_examples=150)
-@given(tag=TAGS, value=st.text(max_size=6) | st.sampled_from(["", "x", "0x", "1:2", "[a]", "{a: b}", "[[a]]"]))
+@given(
+    tag=TAGS, value=st.text(max_size=6) | st.sampled_from(["", "x", "0x", "1:2", "[a]", "{a: b}", "[[a]]"])
+)
 def test_no_tag_gets_past_the_sentences(tag: str, value: str) -> None:
-    for text in (f"!!{tag} {value}", f"steps: [quantize.rtn: {{bits: !!{tag} {value}}}]", f"seed: !!{tag} '{value}'"):
+    for text in (
+        f"!!{tag} {value}",
+        f"steps: [quantize.rtn: {{bits: !!{tag} {value}}}]",
+        f"seed: !!{tag} '{value}'",
+    ):
         assert outcome(parse_text, text)
 
 
@@ -156,7 +179,8 @@ def test_a_pattern_needs_no_quotes(written: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "sparsity"), [("0.5", 0.5), (".5", 0.5), ("5e-1", 0.5), ("5.E-1", 0.5), ("0", 0.0), ("0.", 0.0)]
+    ("written", "sparsity"),
+    [("0.5", 0.5), (".5", 0.5), ("5e-1", 0.5), ("5.E-1", 0.5), ("0", 0.0), ("0.", 0.0)],
 )
 def test_numbers_are_read_as_people_write_them(written: str, sparsity: float) -> None:
     assert parse_text(f"steps: [prune.wanda: {{sparsity: {written}}}]") == Recipe.of(Wanda(sparsity=sparsity))

@@ -35,8 +35,10 @@ def statistics_of(inputs: Tensor) -> Statistics:
 
 
 def correlated(tokens: int, width: int, seed: int) -> Tensor:
-    return normal(tokens, width, seed=seed) @ normal(width, width, seed=seed + 1) * (
-        normal(width, seed=seed + 2).abs() + 0.2
+    return (
+        normal(tokens, width, seed=seed)
+        @ normal(width, width, seed=seed + 1)
+        * (normal(width, seed=seed + 2).abs() + 0.2)
     )
 
 

@@ -126,7 +126,9 @@ def test_the_search_never_does_worse_than_no_scale(make_model: Callable[[str], A
 
     def error(scale: Tensor) -> float:
         for layer, weight in zip(fold.targets, originals, strict=True):
-            rounded = RTN(bits=3, group_size=16, symmetric=False).compress(_target(layer, weight * scale), NONE)
+            rounded = RTN(bits=3, group_size=16, symmetric=False).compress(
+                _target(layer, weight * scale), NONE
+            )
             layer.set_weight(rounded.to_dense() / scale)
         found = sum(
             float((a - b).square().sum()) for a, b in zip(block.replay(fold.parent), wanted, strict=True)
@@ -165,7 +167,9 @@ def test_a_fold_is_left_alone_unless_all_its_layers_are_quantized(
     prepared(model, tokens, AWQ(only=("q", "k", "v")))
     changed = {key for key, value in model.state_dict().items() if not torch.equal(before[key], value)}
     assert changed
-    assert all(any(part in key for part in ("q_proj", "k_proj", "v_proj", "input_layernorm")) for key in changed)
+    assert all(
+        any(part in key for part in ("q_proj", "k_proj", "v_proj", "input_layernorm")) for key in changed
+    )
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -196,7 +200,6 @@ def _span(width: int, group: int) -> int:
 def test_clipping_without_data_treats_inputs_alike() -> None:
     weight = torch.randn(16, 600, generator=torch.Generator().manual_seed(0)) ** 3
     noise = Statistics.of_white_noise(EVERYTHING, 600, torch.device("cpu"))
-
 
     def errors(clip: bool) -> Tensor:
         form = AWQ(bits=3, group_size=100, clip=clip).compress(Target("x", "down", weight), noise)

@@ -37,7 +37,9 @@ def statistics_of(inputs: Tensor) -> Statistics:
     return found
 
 
-def packed(method: IntegerMethod, weight: Tensor, found: Statistics, zeros: Tensor | None = None) -> PackedWeight:
+def packed(
+    method: IntegerMethod, weight: Tensor, found: Statistics, zeros: Tensor | None = None
+) -> PackedWeight:
     form = method.compress(Target("block.layer", "down", weight, None, zeros), found)
     assert isinstance(form, PackedWeight)
     return form
@@ -76,7 +78,9 @@ def test_round_to_nearest_is_nearest(bits: int, group: int, symmetric: bool, wid
     # a symmetric grid ends half a step short of its largest positive weight, an asymmetric zero is rounded
     reach = 0.5 if symmetric else 1.0
     assert bool(((form.to_dense() - weight).abs() <= reach * scale * 1.001).all())
-    inner = (weight.abs() < 0.8 * weight.abs().max()) if symmetric else torch.zeros_like(weight, dtype=torch.bool)
+    inner = (
+        (weight.abs() < 0.8 * weight.abs().max()) if symmetric else torch.zeros_like(weight, dtype=torch.bool)
+    )
     assert bool(((form.to_dense() - weight).abs() <= 0.5 * scale * 1.001)[inner].all())
 
 
@@ -195,7 +199,10 @@ def test_errors_on_correlated_inputs_are_those_measured_before(
 def test_a_searched_range_loses_less() -> None:
     weight = normal(32, 128) ** 3
     errors = [
-        (packed(RTN(bits=3, clip_search=search), weight, Statistics()).to_dense() - weight).abs().pow(2.4).sum()
+        (packed(RTN(bits=3, clip_search=search), weight, Statistics()).to_dense() - weight)
+        .abs()
+        .pow(2.4)
+        .sum()
         for search in (False, True)
     ]
     assert errors[1] < 0.95 * errors[0]

@@ -66,15 +66,22 @@ def compress(
     as_json: options.Json = False,
 ) -> None:
     """Compress a model with a recipe or with single methods; a killed run goes on with the same command."""
+    from modicum import api
     from modicum.cli.console import RunProgress, console, duration, print_json, size
 
     screen = console(quiet, as_json)
     started = time.monotonic()
     progress = RunProgress(screen)
-    run = _prepared(
-        model, _recipe(recipe, method, set_, calibration, samples, length, seed), out, format_, dtype, device,
-        overwrite=overwrite, offload=offload, progress=progress,
-    )  # fmt: skip
+    steps = _recipe(recipe, method, set_, calibration, samples, length, seed)
+    run = api.prepare(
+        model,
+        steps,
+        out,
+        **_place(format_, dtype, device),
+        overwrite=overwrite,
+        offload=offload,
+        progress=progress,
+    )
     try:
         manifest = run.execute()
     finally:
@@ -107,23 +114,23 @@ def plan(
     as_json: options.Json = False,
 ) -> None:
     """Say what a run would do and need, from config and headers alone; nothing is written."""
+    from modicum import api
     from modicum.cli.console import console, plan_table, print_json
 
     steps = _recipe(recipe, method, set_, calibration, samples, length, seed)
-    made = _prepared(model, steps, Path("unused"), format_, dtype, device).plan
+    made = api.plan(model, steps, **_place(format_, dtype, device))
     if as_json:
         print_json(made.to_dict())
     console(quiet, as_json).print(plan_table(made))
 
 
-def _prepared(model: str, recipe: Recipe, out: Path, form: str, dtype: str, device: str, **more: Any) -> Any:
+def _place(form: str, dtype: str, device: str) -> dict[str, Any]:
+    """Options of `api.prepare` and `api.plan`: how to store and where to work."""
     if form not in FORMATS:
         raise InvalidSetting(
             f"--format {form!r} is not a storage format.", f"Choose one of {', '.join(FORMATS)}."
         )
-    from modicum import api
-
-    return api.prepare(model, recipe, out, form=form, dtype=options.torch_dtype(dtype), device=device, **more)  # type: ignore[arg-type]
+    return {"form": form, "dtype": options.torch_dtype(dtype), "device": device}
 
 
 def _recipe(

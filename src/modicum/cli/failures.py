@@ -43,7 +43,9 @@ def explain(app: Callable[..., Any], arguments: Sequence[str]) -> int:
 
 def _interrupted(arguments: Sequence[str]) -> Interrupted:
     resumable = bool(arguments) and arguments[0] in RESUMABLE
-    return Interrupted("Interrupted.", "The same command goes on where this one stopped." if resumable else "")
+    return Interrupted(
+        "Interrupted.", "The same command goes on where this one stopped." if resumable else ""
+    )
 
 
 def _usage(error: Any) -> InvalidSetting:

@@ -8,15 +8,16 @@ the lifetime mark is a lower bound. The method used is part of the result.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
+
+from modicum.kernels.allocator import return_freed_memory
 
 Result = TypeVar("Result")
 STATUS = Path("/proc/self/status")
@@ -44,7 +45,7 @@ def peak_memory(fn: Callable[[], Result], device: torch.device | str = "cpu") ->
     gc.collect()
     if torch.device(device).type == "cuda":
         return _on_cuda(fn, device)
-    _return_freed_pages()
+    return_freed_memory()  # else the call reuses pages that an earlier one left, and looks cheaper
     if _reset_high_water_mark():
         start = _status("VmRSS")
         result = fn()
@@ -61,14 +62,6 @@ def _on_cuda(fn: Callable[[], Result], device: torch.device | str) -> PeakMemory
     result = fn()
     torch.cuda.synchronize(device)
     return PeakMemory(result, torch.cuda.max_memory_allocated(device) - start, "allocator")
-
-
-def _return_freed_pages() -> None:
-    # glibc keeps freed pages resident; without this a second measurement reuses them and looks cheaper.
-    if sys.platform == "linux":
-        trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def _reset_high_water_mark() -> bool:

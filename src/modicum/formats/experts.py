@@ -74,7 +74,7 @@ class ExpertStore(nn.Module):
             if any(weight.shape != like.shape[1:] for weight in weights):
                 raise CheckpointError(f"The slices of {name} do not have the shape {list(like.shape[1:])}.")
             setattr(fused, name, nn.Parameter(torch.stack(weights).to(dtype), like.requires_grad))
-        return fused  # type: ignore[no-any-return]
+        return fused
 
     def _dense(self, expert: int, leaf: str) -> Tensor:
         try:

@@ -21,6 +21,7 @@ MOST_TOKENS = 64
 
 _GROUP_SIZES = (32, 64, 128, 256)
 _OUTPUTS = 16  # rows that the kernel handles together
+_TILE = 64  # rows that it stores together
 
 
 def suits(out_features: int, in_features: int, scheme: IntegerScheme) -> bool:
@@ -57,6 +58,22 @@ def repack(codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> tuple[Ten
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32) + 8, 1)
     offset = torch.zeros_like(scale) if zero_point is None else (-zero_point * scale.float()).to(scale.dtype)
     return packed, torch.stack((scale, offset), dim=-1).transpose(0, 1).contiguous()
+
+
+def is_known_layout(packed: Tensor) -> bool:
+    """Whether `unpack` may be tried: whole tiles of 64 rows, as the kernel arranges them with AVX-512."""
+    return packed.shape[0] % _TILE == 0
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """The signed codes, int8 [out, in], out of the kernel's layout.
+
+    A tile of 64 rows is stored column by column, 32 bytes each: row r in the low, row r + 32 in the high half byte.
+    """
+    rows, columns = packed.shape[0], 2 * packed.shape[1]
+    tiles = packed.view(rows // _TILE, columns, _TILE // 2)  # [tiles, in, 32]
+    halves = torch.stack((tiles & 15, tiles >> 4), dim=1)  # [tiles, 2, in, 32]
+    return halves.transpose(2, 3).reshape(rows, columns).view(torch.int8) - 8
 
 
 def matmul(x: Tensor, packed: Tensor, grid: Tensor) -> Tensor:

@@ -42,11 +42,17 @@ def load_model(directory: Path, dtype: torch.dtype | None = None, device: str = 
     try:
         with _without_bars():
             model, report = _class_of(config).from_pretrained(
-                directory, config=config, dtype=dtype or "auto", local_files_only=True, output_loading_info=True
+                directory,
+                config=config,
+                dtype=dtype or "auto",
+                local_files_only=True,
+                output_loading_info=True,
             )
     except ModicumError:
         raise
-    except Exception as error:  # transformers and its quantizers raise whatever a damaged file makes them stumble on
+    except (
+        Exception
+    ) as error:  # transformers and its quantizers raise whatever a damaged file makes them stumble on
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{directory} cannot be opened: {reason}") from error
     missing = sorted(report["missing_keys"])

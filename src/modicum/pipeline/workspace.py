@@ -50,7 +50,9 @@ class Workspace:
         if not self.out.exists():
             return
         if not self.overwrite:
-            raise OutputExists(f"{self.out} exists.", "Choose another --out, or pass --overwrite to replace it.")
+            raise OutputExists(
+                f"{self.out} exists.", "Choose another --out, or pass --overwrite to replace it."
+            )
         ours = (self.out / FILE).is_file() or (self.out.is_dir() and not any(self.out.iterdir()))
         if not ours:
             raise OutputExists(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from math import prod
 from typing import Any, ClassVar, Self
 
 import torch
@@ -109,6 +110,8 @@ class PackedWeight(WeightForm):
 
     def codes(self) -> Tensor:
         """The signed codes: int8 [out, in]."""
+        if "weight_packed" not in self._buffers:
+            return int4.unpack(self.kernel_codes)
         unsigned = unpack_bits(self.weight_packed, self.scheme.bits, self.in_features)
         return unsigned.view(torch.int8) + self.scheme.lowest  # wraps to the right code also at 8 bits
 
@@ -128,10 +131,7 @@ class PackedWeight(WeightForm):
         if not (self._has_kernel and int4.is_usable(x, self.weight_scale)):
             return super().forward(x)
         if "kernel_codes" not in self._buffers:
-            # buffers, so that whoever counts the memory of the model counts this copy too; never saved
-            codes, grid = int4.repack(self.codes(), self.weight_scale, self.zero_point())
-            self.register_buffer("kernel_codes", codes, persistent=False)
-            self.register_buffer("kernel_grid", grid, persistent=False)
+            self._enter_kernel_layout()
         product = int4.matmul(x, self.kernel_codes, self.kernel_grid)
         return product if self.bias is None else product + self.bias
 
@@ -148,14 +148,45 @@ class PackedWeight(WeightForm):
                 "weight_scale of a packed weight holds NaN or infinity.", "Quantise the layer again."
             )
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors by suffix, and the bias under "bias" if there is one."""
+        self._leave_kernel_layout()
+        return super().tensors()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored tensors of the weight; the bias is not counted."""
+        return sum(prod(shape) * dtype.itemsize for shape, dtype in self.layout().values())
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._leave_kernel_layout()
         super()._apply(fn, recurse)
-        self._forget_kernel_copy()
         self.settings["scale_dtype"] = dtype_name(self.weight_scale.dtype)
         return self
 
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._leave_kernel_layout()
+        super()._save_to_state_dict(*args, **kwargs)
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._leave_kernel_layout()
         super()._load_from_state_dict(*args, **kwargs)
+
+    def _enter_kernel_layout(self) -> None:
+        """Keep the codes as the kernel reads them, and only so if they can be read back from there."""
+        codes = self.codes()
+        packed, grid = int4.repack(codes, self.weight_scale, self.zero_point())
+        # buffers, so that whoever counts the memory of the model counts them; never saved
+        self.register_buffer("kernel_codes", packed, persistent=False)
+        self.register_buffer("kernel_grid", grid, persistent=False)
+        if int4.is_known_layout(packed) and torch.equal(int4.unpack(packed), codes):
+            del self._buffers["weight_packed"]
+
+    def _leave_kernel_layout(self) -> None:
+        if "weight_packed" not in self._buffers:
+            offset = -self.scheme.lowest
+            packed = pack_bits(self.codes().to(torch.int16) + offset, self.scheme.bits)
+            self.register_buffer("weight_packed", packed)
         self._forget_kernel_copy()
 
     def _forget_kernel_copy(self) -> None:

@@ -1,0 +1,49 @@
+"""Every command explains itself with an example that works."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pytest
+import typer
+
+from modicum.cli.app import app
+from modicum.cli.failures import explain
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def test_the_commands() -> None:
+    assert {"demo", "compress", "plan", "evaluate", "report", "generate", "methods", "show", "doctor"} <= set(
+        COMMANDS
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain(app, [name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"modicum {name}" in " ".join(shown.split())
+    assert COMMANDS[name].help
+    assert "--json" in shown
+    assert "--quiet" in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_is_a_command_line_that_can_be_read(name: str) -> None:
+    example = shlex.split(COMMANDS[name].epilog)
+    assert example[:2] == ["modicum", name]
+    with COMMANDS[name].make_context(name, example[2:]) as context:
+        assert context.params
+
+
+def test_version_and_bare_call(capsys: pytest.CaptureFixture[str]) -> None:
+    import modicum
+
+    assert explain(app, ["--version"]) == 0
+    assert capsys.readouterr().out.split() == ["modicum", modicum.__version__]
+    assert explain(app, []) == 2
+    captured = capsys.readouterr()
+    assert "compress" in captured.out + captured.err
+    assert "Error" not in captured.err
