@@ -204,3 +204,11 @@ def test_a_pattern_is_written_as_it_was_read() -> None:
     assert method.settings()["pattern"] == "4:8"
     assert Wanda(**method.settings()) == method
     assert Wanda().settings()["pattern"] is None
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_zeros_that_are_there_take_no_bytes(kind: Any) -> None:
+    weight = normal(16, 64)
+    zeros = weight < 0
+    form = kind(sparsity=0).compress(Target("x", "q", weight.masked_fill(zeros, 0), None, zeros), white(64))
+    assert form.tensors()["weight_values"].numel() == int((~zeros).sum())

@@ -144,6 +144,10 @@ class Shards:
             raise CheckpointError(f"{stored.file}: the tensor {name} cannot be read ({error}).") from error
         return tensor
 
+    def summary(self) -> dict[str, int]:
+        """How many tensors there are, and their bytes."""
+        return {"count": len(self.tensors), "nbytes": self.nbytes()}
+
     def fingerprint(self) -> str:
         """Hash of names, dtypes, shapes and file sizes and times: notices an exchanged file without reading it."""
         digest = hashlib.sha256()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ def mixed_products(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
         dtype: what the factors were before they were widened to float32.
         device: where the product is formed.
     """
-    matmul = torch.backends.mkldnn.matmul
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)
     if dtype != torch.bfloat16 or device.type != "cpu" or not _has_bfloat16_units():
         yield
         return

@@ -162,7 +162,7 @@ class Run:
         source = {
             "model": self.source.directory.name,
             "config_sha256": file_hash(self.source.directory / "config.json"),
-            "tensors_sha256": self.source.shards.fingerprint(),
+            "tensors": self.source.shards.summary(),
         }
         return {"recipe": self.recipe.to_dict(), "source": source}
 
@@ -170,6 +170,7 @@ class Run:
         tokens = b"" if self.tokens is None else self.tokens.numpy().tobytes()
         return {
             **header,
+            "files": self.source.shards.fingerprint(),
             "modicum": __version__,
             "format": self.plan.format,
             "dtype": self.plan.dtype,

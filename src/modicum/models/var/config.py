@@ -19,7 +19,7 @@ PATCH_NUMS: dict[int, tuple[int, ...]] = {
 
 # Settings of the original constructors that choose kernels or act in training only, in ways that we lack.
 _IGNORED = {
-    "vae": {"dropout", "test_mode", "v_patch_nums"},
+    "vae": {"beta", "dropout", "test_mode", "v_patch_nums"},
     "var": {"drop_rate", "attn_drop_rate", "flash_if_available", "fused_if_available", "patch_nums"},
 }
 
@@ -38,7 +38,6 @@ class VAEConfig(BaseModel):
         default_qresi_counts: how many convolutions `share_quant_resi=0` makes; 0: as many as maps.
         using_znorm: nearest code by angle instead of distance.
         quant_conv_ks: kernel of the convolutions around the quantizer.
-        beta: weight of the commitment loss in training.
         in_channels: of the image.
         groupnorm_groups: groups of every norm.
         groupnorm_eps: epsilon of every norm.
@@ -56,7 +55,6 @@ class VAEConfig(BaseModel):
     default_qresi_counts: int = Field(0, ge=0)
     using_znorm: bool = False
     quant_conv_ks: int = 3
-    beta: float = 0.25
     in_channels: int = Field(3, gt=0)
     groupnorm_groups: int = Field(32, gt=0)
     groupnorm_eps: float = 1e-6

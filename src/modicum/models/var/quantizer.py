@@ -139,24 +139,6 @@ class MultiScaleQuantizer(nn.Module):
         empty = self.embedding.weight.new_empty(tokens[0].shape[0], 0, self.config.z_channels)
         return torch.cat(maps, dim=1) if maps else empty
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantize in training: features with a straight-through gradient, and the loss.
-
-        Args:
-            features: `[B, C, H, W]`.
-
-        Returns:
-            Quantized features, and the mean over maps of codebook and commitment losses (a scalar).
-        """
-        target = features.detach()
-        tokens, _ = self.encode(target)
-        sums = self.running(tokens)
-        losses = [
-            self.config.beta * F.mse_loss(f_hat.detach(), features) + F.mse_loss(f_hat, target)
-            for f_hat in sums
-        ]
-        return (sums[-1] - features).detach() + features, torch.stack(losses).mean()
-
 
 def phi_index(count: int, progress: float) -> int:
     """Which of `count` shared convolutions serves a map; the published ticks in the published float arithmetic.

@@ -47,11 +47,6 @@ class VQVAE(nn.Module):
         """The image in [-1, 1] of quantized features `[B, z_channels, H, W]`."""
         return self.decoder(self.post_quant_conv(f_hat)).clamp(-1, 1)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Training pass: the reconstruction (not clamped) and the quantizer's loss."""
-        quantized, loss = self.quantize(self.features(image))
-        return self.decoder(self.post_quant_conv(quantized)), loss
-
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         # The usage statistics of a file may count other maps than ours: they only matter to its training.
         name = f"{prefix}quantize.ema_vocab_hit_SV"
