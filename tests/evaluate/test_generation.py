@@ -54,7 +54,8 @@ def test_sampling_stays_in_the_smallest_set_that_holds_top_p(
 ) -> None:
     scores = torch.tensor(logits)
     chosen = next_token(scores, 1.0, top_p, torch.Generator().manual_seed(seed))
-    likelier = scores.softmax(-1)[scores > scores[chosen]].sum().item()
+    mass = scores.softmax(-1)
+    likelier = mass[mass > mass[chosen]].sum().item()
     assert likelier < top_p + 1e-6
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from modicum.calibrate.statistics import Statistics
 from modicum.models.anatomy import Block, ExpertsView, Layer, ResolvedFold
 
-CALL_TOKENS = 4096
+CALL_TOKENS = 2048
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -57,7 +58,7 @@ def plan_table(plan: Plan) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     layers = f"{len(plan.layers)} of {len(plan.layers) + len(plan.skipped)} weight matrices in {plan.blocks} blocks"
-    table.add_row("model", f"{plan.model}  ({plan.family}, {plan.dtype})")
+    table.add_row("model", f"{Path(plan.model).name}  ({plan.family}, {plan.dtype})")
     for steps, count in Counter(layer.steps for layer in plan.layers).items():
         table.add_row("steps", f"{'  →  '.join(steps)}  ({count} layers)")
     table.add_row("touched", layers)

@@ -42,4 +42,4 @@ def generate(
     text = continue_text(loaded, tokenizer, prompt, tokens, temperature=temperature, top_p=top_p, seed=seed)
     if as_json:
         print_json({"prompt": prompt, "text": text})
-    console(quiet, as_json).print(prompt + text, markup=False)
+    console(quiet, as_json).print(prompt + text, markup=False, soft_wrap=True)

@@ -29,7 +29,7 @@ from modicum.weights.packed import PackedWeight
 from modicum.weights.properties import Property
 
 Format = Literal["auto", "plain", "compressed-tensors", "modicum"]
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 SHARED_INPUTS = ({"q", "k", "v"}, {"gate", "up"})
 
 

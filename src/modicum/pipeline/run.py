@@ -22,6 +22,7 @@ from torch import Tensor
 from modicum.calibrate.block import CalibratedBlock, observe
 from modicum.errors import DeviceUnavailable, OutOfSpace
 from modicum.formats.manifest import Manifest
+from modicum.kernels.allocator import return_freed_memory
 from modicum.models import Block, Replay, capture
 from modicum.pipeline.calibration import check_tokens
 from modicum.pipeline.checkpoint import block_tensors, file_hash, finish, form_specs, restore_block
@@ -125,6 +126,7 @@ class Run:
                 self.progress.working(block.index, "passing the data on")
                 advance(replay, block, hidden)
             self.source.release(block)
+            return_freed_memory()
 
     def _compress(
         self, workspace: Workspace, block: Block, replay: Replay | None, hidden: list[Tensor]
@@ -134,6 +136,7 @@ class Run:
             self.progress.working(block.index, "collecting statistics")
             parents = replayed_parents(self.steps, block)
             calibrated = observe(block, _runner(replay, block), hidden, wanted, parents)
+            return_freed_memory()  # the activations; the work on the weights needs other sizes
         else:
             calibrated = CalibratedBlock(block)
         told: Callable[[str], None] = lambda text: self.progress.working(block.index, text)  # noqa: E731
@@ -145,6 +148,7 @@ class Run:
         if self.plan.format == "plain":
             records = {name: as_stored_dense(record) for name, record in records.items()}
         workspace.write_block(block.index, tensors, records)
+        return_freed_memory()
         self.progress.finished(block.index)
 
     def _capture(self, scratch: Path) -> tuple[Replay | None, list[Tensor]]:
@@ -155,6 +159,7 @@ class Run:
         rows = max(1, BATCH_TOKENS // self.tokens.shape[1])
         replay = capture(self.source.anatomy, self.tokens.to(self.source.device).split(rows))
         self.source.release_prelude()
+        return_freed_memory()
         hidden = on_disk(replay.hidden, scratch / HIDDEN) if self.offload else list(replay.hidden)
         return replace(replay, hidden=()), hidden
 
