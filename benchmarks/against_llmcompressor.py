@@ -11,6 +11,7 @@ printed as a table; a ratio below 1 says that modicum took less.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -134,6 +135,16 @@ def checkpoint_path(name: str, cache: Path) -> Path:
     raise SystemExit(f"{name} is no checkpoint; make it with: python benchmarks/checkpoints.py {name}")
 
 
+def with_eager_attention(checkpoint: Path, cache: Path) -> Path:
+    """A copy of a checkpoint whose config asks for plain attention, which llm-compressor always runs."""
+    copy = cache / f"{checkpoint.name}-eager"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(checkpoint, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "attn_implementation": "eager"}))
+    return copy
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -144,6 +155,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=list(TOOLS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tries", type=int, default=4, help="runs to make before a noisy one is kept")
+    parser.add_argument("--eager", action="store_true", help="plain attention in both tools: equal inputs")
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--held-out-windows", type=int, default=64)
     parser.add_argument("--length", type=int, default=256)
@@ -167,6 +179,8 @@ def main() -> None:
     rows = []
     for name in options.checkpoints:
         checkpoint = checkpoint_path(name, options.cache)
+        if options.eager:
+            checkpoint = with_eager_attention(checkpoint, options.cache)
         tokens = {kind: token_file(kind, checkpoint, options) for kind in ("calibration", "held-out")}
         before = run(commands.perplexity_command(checkpoint, tokens["held-out"])).report
         print(f"{checkpoint.name}: ppl {before.get('ppl')} before", flush=True)

@@ -28,7 +28,7 @@ def load(checkpoint: Path) -> nn.Module:
     stored = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", **expand).state_dict()
     if packed:
         del config.quantization_config
-    dense = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    dense = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     dense.load_state_dict({name: stored[name] for name in dense.state_dict()})
     return dense
 

@@ -43,6 +43,10 @@ def compress_model(
     """
     steps, anatomy, told = layer_steps(recipe), Anatomy.of(model), progress or Silent()
     live = {layer.name: live_properties(touching(steps, layer)) for layer in anatomy.layers()}
+    for layer in anatomy.layers():  # a shape that a step refuses is found before anything is changed
+        weight = layer.weight.detach().to("meta")
+        for step in touching(steps, layer):
+            step.expected_form(weight)
     hungry = [step.name for step in steps if step.statistics() or step.inputs()]
     if hungry and data is None:
         raise UnusableData(f"{hungry[0]} needs calibration data.", "Pass data=..., token windows or batches.")

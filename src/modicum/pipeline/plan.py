@@ -161,7 +161,7 @@ def make_plan(
 def _layer_plan(steps: Sequence[LayerMethod], layer: Layer, dtype: torch.dtype) -> LayerPlan:
     touched_by = touching(steps, layer)
     weight = _meta(layer, dtype)
-    form = touched_by[-1].expected_form(weight)
+    form = [step.expected_form(weight) for step in touched_by][-1]  # all: each may refuse the shape
     names = tuple(step.name for step in touched_by)
     shape = (layer.out_features, layer.in_features)
     return LayerPlan(layer.name, layer.role, layer.block, shape, names, form, weight.nbytes, form.nbytes)

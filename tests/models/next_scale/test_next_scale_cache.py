@@ -84,6 +84,7 @@ def test_dropped_entries_leave_exact_copies() -> None:
     assert visible.shape[2] == 3 + 9
     assert torch.equal(visible[:, :, :3], held_keys)
     assert cache.length(0) == 3
+    assert cache.allocated_nbytes == cache.nbytes
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,3 +142,22 @@ def test_nothing_is_projected_that_nobody_asks_for() -> None:
     assert calls == [4]
     cache.seen[2].raw(torch.tensor([1, 2]))
     assert calls == [4, 2]
+
+
+def test_peak_counts_both_sides_of_a_copy() -> None:
+    cache, token = SelectiveCache(store_last=True), 2 * 2 * 3 * 4 * 4  # keys and values, float32
+    cache.begin(SCHEDULE)
+    cache.extend(0, *_entries(0))
+    assert cache.peak_nbytes == token
+    cache.extend(0, *_entries(1))
+    assert cache.peak_nbytes == (1 + 5) * token  # one entry is copied into five
+    cache.keep(0, torch.arange(3).expand(2, 3, 3))
+    assert cache.peak_nbytes == (5 + 3) * token
+    assert cache.nbytes == cache.allocated_nbytes == 3 * token
+
+
+def test_held_entries_keep_nothing_larger_alive() -> None:
+    cache, wide = SelectiveCache(), torch.randn(2, 3, 1, 12)
+    cache.begin(SCHEDULE)
+    cache.extend(0, wide[..., :4], wide[..., 4:8])
+    assert cache.allocated_nbytes == cache.nbytes

@@ -12,6 +12,7 @@ do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -51,7 +52,7 @@ class Cache:
     def __init__(self, *, store_last: bool = False, key_dtype: KeyDtype = "attention") -> None:
         self.store_last = store_last
         self.key_dtype = key_dtype
-        self.peak_nbytes = 0
+        self.peak_nbytes = 0  # most memory in use at once in this generation, while copying too
         self._schedule: Schedule | None = None
         self._held: dict[int, KeysValues] = {}
         self._scale: dict[int, int] = {}
@@ -95,9 +96,10 @@ class Cache:
         if self.key_dtype == "attention":
             keys = keys.to(values.dtype)
         is_last = scale == len(self.schedule) - 1
-        visible = self._join(layer, keys, values) if is_last and not self.store_last else None
-        visible = visible or self._store(layer, keys, values)
-        self.peak_nbytes = max(self.peak_nbytes, self.allocated_nbytes + self._apart(layer, visible))
+        held, before = self._held.get(layer, ()), self.allocated_nbytes
+        unread = is_last and not self.store_last
+        visible = self._join(layer, keys, values) if unread else self._store(layer, keys, values)
+        self._account(before + _fresh_nbytes(visible, held))
         return visible
 
     def settle(self, layer: int, scale: int, queries: Queries) -> None:
@@ -131,10 +133,9 @@ class Cache:
         old_keys, old_values = self._held[layer]
         return torch.cat((old_keys, keys), dim=2), torch.cat((old_values, values), dim=2)
 
-    def _apart(self, layer: int, visible: KeysValues) -> int:
-        """Bytes of visible tensors that are not those held: the transient of the last map."""
-        held = {tensor.untyped_storage().data_ptr() for tensor in self._held.get(layer, ())}
-        return sum(t.nbytes for t in visible if t.untyped_storage().data_ptr() not in held)
+    def _account(self, nbytes: int) -> None:
+        """Note how much memory was in use at once, old and new tensors of a copy together."""
+        self.peak_nbytes = max(self.peak_nbytes, nbytes)
 
 
 class FullCache(Cache):
@@ -178,11 +179,23 @@ class SelectiveCache(Cache):
         """
         keys, values = self._held[layer]
         rows = index[..., None].expand(*index.shape, keys.shape[-1])  # [rows, heads, kept, head_dim]
-        self._held[layer] = keys.gather(2, rows), values.gather(2, rows[..., : values.shape[-1]])
+        kept = keys.gather(2, rows), values.gather(2, rows[..., : values.shape[-1]])
+        self._account(self.allocated_nbytes + _fresh_nbytes(kept, self._held[layer]))
+        self._held[layer] = kept
 
     def _store(self, layer: int, keys: Tensor, values: Tensor) -> KeysValues:
-        self._held[layer] = self._join(layer, keys, values)
+        if layer not in self._held:  # a copy: the given tensors may be views of larger ones
+            self._held[layer] = keys.clone(), values.clone()
+        else:
+            self._held[layer] = self._join(layer, keys, values)
         return self._held[layer]
+
+
+def _fresh_nbytes(tensors: Sequence[Tensor], known: Sequence[Tensor]) -> int:
+    """Bytes of memory behind tensors that does not lie behind the known ones too."""
+    known_storages = {tensor.untyped_storage().data_ptr() for tensor in known}
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum(storage.nbytes() for storage in storages if storage.data_ptr() not in known_storages)
 
 
 def _room(like: Tensor, tokens: int) -> Tensor:
