@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from modicum.errors import InvalidSetting, UnknownName
+from modicum.kernels.chunks import chunked_bytes
 from modicum.weights.properties import Property
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class LayerMethod(Method):
 
     def workspace(self, weight: Tensor) -> int:
         """Bytes that `compress` needs at its peak for `weight` (on the meta device), beside weight and result."""
-        return 8 * weight.numel()
+        return 8 * weight.numel() + chunked_bytes(weight.numel())
 
     @abstractmethod
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:

@@ -45,3 +45,8 @@ def by_rows(work: Callable[..., Tensor], *matrices: Tensor | None, row_bytes: in
             result = part.new_empty(rows, *part.shape[1:])
         result[chunk] = part
     return work(*matrices) if result is None else result
+
+
+def chunked_bytes(entries: int) -> int:
+    """Bytes that a row-wise expression over a matrix of `entries` numbers holds at once, eight temporaries of a chunk."""
+    return 8 * min(CHUNK_BYTES, 4 * entries)

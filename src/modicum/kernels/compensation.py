@@ -26,7 +26,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from modicum.kernels.chunks import row_chunks
+from modicum.kernels.chunks import chunked_bytes, row_chunks
 from modicum.kernels.rounding import ColumnRounding, DynamicGrid, StaticGrid
 from modicum.kernels.selectors import Fixed, Selector, SemiStructured, Unstructured
 
@@ -40,6 +40,7 @@ __all__ = [
     "Swept",
     "Unstructured",
     "inverse_cholesky",
+    "solver_bytes",
     "sweep",
 ]
 
@@ -92,6 +93,13 @@ def _turn_around(matrix: Tensor) -> None:
         kept = front.flip(0)
         front.copy_(back.flip(0))
         back.copy_(kept)
+
+
+def solver_bytes(rows: int, width: int) -> int:
+    """Bytes at the peak of `inverse_cholesky` and `sweep` together, for a matrix [rows, width], Gram matrix included."""
+    gram, columns = 4 * width * width, 4 * rows * width
+    block = 4 * 4 * BLOCK * rows  # the errors of a block of columns, their products and scores
+    return max(5 * gram // 2, gram + columns + columns // 4 + block) + chunked_bytes(rows * width)
 
 
 def _damping_ladder(damp: float) -> list[tuple[float, torch.dtype]]:

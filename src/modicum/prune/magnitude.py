@@ -10,7 +10,7 @@ from torch import Tensor
 from modicum.calibrate.statistics import Statistics
 from modicum.kernels.selection import prune_lowest, prune_lowest_global
 from modicum.method import LayerMethod, Paper, Target
-from modicum.prune.pattern import Pattern, expected_form, masked_form, scores_of
+from modicum.prune.pattern import Pattern, expected_form, masked_form, scores_of, workspace
 from modicum.weights.base import WeightForm
 from modicum.weights.properties import NMPattern, Property, ZeroMask
 
@@ -41,6 +41,9 @@ class Magnitude(LayerMethod):
         rows, columns = weight.shape
         pruned = self._count(columns) * rows if self.scope == "row" else self._count(weight.numel())
         return expected_form(weight, pruned, self.pattern)
+
+    def workspace(self, weight: Tensor) -> int:
+        return weight.nbytes + workspace(weight, self.pattern)  # the scores
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
         scores = scores_of(target.weight.abs(), target.zeros)  # [out, in]

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from torch import Tensor
 
 from modicum.errors import InvalidSetting
+from modicum.kernels.chunks import chunked_bytes
 from modicum.kernels.selection import semi_structured
 from modicum.method import Target
 from modicum.weights.base import WeightForm, from_spec, make_spec
@@ -84,6 +85,12 @@ def expected_form(weight: Tensor, pruned: int, pattern: NM | None) -> WeightForm
             pattern.check(f"A layer of {weight.shape[0]} outputs", weight.shape[1])
             return from_spec(make_spec(SemiStructuredWeight, weight, {"n": pattern.n, "m": pattern.m}))
         return from_spec(make_spec(MaskedWeight, weight, {"kept": weight.numel() - pruned}))
+
+
+def workspace(weight: Tensor, pattern: NM | None) -> int:
+    """Bytes beside weight and result: mask, its inverse, with a pattern a masked copy, and what a few rows need."""
+    copy = weight.nbytes if pattern else 0
+    return 2 * weight.numel() + copy + chunked_bytes(weight.numel())
 
 
 def scores_of(scores: Tensor, zeros: Tensor | None) -> Tensor:

@@ -15,10 +15,11 @@ from modicum.kernels.compensation import (
     Swept,
     Unstructured,
     inverse_cholesky,
+    solver_bytes,
     sweep,
 )
 from modicum.method import LayerMethod, Paper, Target
-from modicum.prune.pattern import Pattern, expected_form, masked_form
+from modicum.prune.pattern import Pattern, expected_form, masked_form, workspace
 from modicum.weights.base import WeightForm
 from modicum.weights.properties import NMPattern, Property, ZeroMask
 
@@ -53,6 +54,10 @@ class SparseGPT(LayerMethod):
         rows, columns = weight.shape
         widths = [min(self.block_size, columns - start) for start in range(0, columns, self.block_size)]
         return expected_form(weight, sum(int(self.sparsity * rows * width) for width in widths), self.pattern)
+
+    def workspace(self, weight: Tensor) -> int:
+        stored = 4 * weight.numel() + weight.nbytes + workspace(weight, self.pattern)  # the sweep's float32 result
+        return max(solver_bytes(*weight.shape), stored)
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
         if self.pattern:

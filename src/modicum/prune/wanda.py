@@ -11,7 +11,7 @@ from modicum.calibrate.statistics import Statistics
 from modicum.kernels.chunks import by_rows
 from modicum.kernels.selection import prune_lowest
 from modicum.method import LayerMethod, Paper, Target
-from modicum.prune.pattern import Pattern, expected_form, masked_form, scores_of
+from modicum.prune.pattern import Pattern, expected_form, masked_form, scores_of, workspace
 from modicum.weights.base import WeightForm
 from modicum.weights.properties import NMPattern, Property, ZeroMask
 
@@ -41,6 +41,9 @@ class Wanda(LayerMethod):
 
     def expected_form(self, weight: Tensor) -> WeightForm:
         return expected_form(weight, weight.shape[0] * self._per_row(weight), self.pattern)
+
+    def workspace(self, weight: Tensor) -> int:
+        return workspace(weight, self.pattern)
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
         norm = statistics.column_norm  # [in]

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modicum.calibrate.block import CalibratedBlock
-from modicum.calibrate.statistics import Statistics
-from modicum.kernels.chunks import by_rows, row_chunks
+from modicum.calibrate.statistics import SAMPLE, Statistics
+from modicum.kernels.chunks import by_rows, chunked_bytes, row_chunks
 from modicum.kernels.grids import IntegerScheme, fit_grid, nearest, quantize
 from modicum.method import Paper, Target
 from modicum.models.anatomy import Layer, ResolvedFold
@@ -52,6 +52,13 @@ class AWQ(IntegerMethod):
         for fold in block.block.folds:
             if self._owns(fold) and fold.parent in block.calls:
                 block.migrate(fold, self._best_scale(block, fold))
+
+    def workspace(self, weight: Tensor) -> int:
+        span, size = self.scheme().span(weight.shape[1]), weight.numel()
+        gram = 4 * weight.shape[1] * span
+        sample = 2 * 4 * SAMPLE * weight.shape[1]
+        search = gram + max(sample, chunked_bytes(size)) if self.clip else chunked_bytes(size)
+        return 4 * size + max(search, 2 * size)  # then codes, and once more unsigned
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
         weight, scheme = target.weight.to(torch.float32, copy=True), self.scheme()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modicum.calibrate.statistics import Statistics
 from modicum.kernels.chunks import row_chunks
-from modicum.kernels.compensation import DynamicGrid, Fixed, StaticGrid, inverse_cholesky, sweep
+from modicum.kernels.compensation import DynamicGrid, Fixed, StaticGrid, inverse_cholesky, solver_bytes, sweep
 from modicum.kernels.grids import fit_grid, group_index
 from modicum.method import Paper, Target
 from modicum.quantize.grid import IntegerMethod
@@ -42,6 +42,10 @@ class GPTQ(IntegerMethod):
 
     def statistics(self) -> frozenset[str]:
         return frozenset({"gram"})
+
+    def workspace(self, weight: Tensor) -> int:
+        reordered = weight.nbytes if self.act_order else 0
+        return solver_bytes(*weight.shape) + reordered
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
         dead = statistics.square_sum == 0

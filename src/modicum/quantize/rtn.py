@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
 from modicum.calibrate.statistics import Statistics
+from modicum.kernels.chunks import chunked_bytes
 from modicum.kernels.grids import fit_grid, quantize
 from modicum.method import Paper, Target
 from modicum.quantize.grid import IntegerMethod
@@ -28,6 +30,9 @@ class RTN(IntegerMethod):
     clip_search: bool = Field(
         False, description="shrink the range of each group to the one with least |error|^2.4"
     )
+
+    def workspace(self, weight: Tensor) -> int:
+        return 2 * weight.numel() + chunked_bytes(weight.numel())  # codes, and once more unsigned
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
         weight, scheme = target.weight, self.scheme()

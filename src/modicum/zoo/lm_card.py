@@ -90,7 +90,7 @@ a download.
 | Documents | {train_documents} for training, {heldout_documents} held out by the hash of their name |
 | Held out | {heldout_tokens:,} tokens, {heldout_bytes:,} bytes |
 | Vocabulary | {vocab} byte-level BPE tokens, trained on the training documents |
-| Training | {steps:,} steps, {tokens_trained:,} tokens, {minutes} minutes on one CPU core, torch {torch} |
+| Training | {steps:,} steps, {tokens_trained:,} tokens, {minutes} minutes on one busy CPU core, torch {torch} |
 | Weights | bfloat16 |
 
 | on the held-out documents | nats per token | perplexity | bits per byte |
@@ -98,7 +98,7 @@ a download.
 | nano-lm | {heldout_loss:.4f} | {perplexity:.2f} | {bits_per_byte:.3f} |
 | 5-gram, Kneser-Ney | {ngram_heldout_loss:.4f} | {ngram_perplexity:.2f} | {ngram_bits_per_byte:.3f} |
 
-Both models saw the same tokens. The evaluation reads windows of {context} tokens that do not overlap. A quick
+Both learned from the same documents. The evaluation reads windows of {context} tokens that do not overlap. A quick
 check: the first {sample_tokens:,} tokens of `load_text(None, "heldout")` give {sample_loss:.4f}. The figures
 are in `metrics.json` too.
 
