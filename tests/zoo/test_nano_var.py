@@ -14,7 +14,9 @@ from modicum.models.var import VAR, VQVAE, VAEConfig, VARConfig, load_var
 from modicum.zoo import names, path
 from modicum.zoo.digits import CLASSES, SIDE, Judge
 from modicum.zoo.loop import Budget
-from modicum.zoo.nano_var import NanoVar, start_codebook, train
+from modicum.zoo.nano_var import train
+from modicum.zoo.nano_var_tokenizer import start_codebook
+from modicum.zoo.nano_var_training import NanoVar
 from modicum.zoo.var_card import draw_digits
 
 MEGABYTE = 2**20

@@ -154,6 +154,6 @@ class StageProgress:
 
 
 def _memory() -> str:
-    from modicum.pipeline.plan import resident
+    from modicum.kernels.allocator import resident
 
     return size(resident())

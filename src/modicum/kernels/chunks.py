@@ -48,5 +48,5 @@ def by_rows(work: Callable[..., Tensor], *matrices: Tensor | None, row_bytes: in
 
 
 def chunked_bytes(entries: int) -> int:
-    """Bytes that a row-wise expression over a matrix of `entries` numbers holds at once, eight temporaries of a chunk."""
+    """Bytes that a row-wise expression over `entries` numbers holds at once: eight temporaries of a chunk."""
     return 8 * min(CHUNK_BYTES, 4 * entries)

@@ -96,7 +96,7 @@ def _turn_around(matrix: Tensor) -> None:
 
 
 def solver_bytes(rows: int, width: int) -> int:
-    """Bytes at the peak of `inverse_cholesky` and `sweep` together, for a matrix [rows, width], Gram matrix included."""
+    """Bytes at the peak of `inverse_cholesky` and `sweep` of a matrix [rows, width], Gram matrix included."""
     gram, columns = 4 * width * width, 4 * rows * width
     block = 4 * 4 * BLOCK * rows  # the errors of a block of columns, their products and scores
     return max(5 * gram // 2, gram + columns + columns // 4 + block) + chunked_bytes(rows * width)

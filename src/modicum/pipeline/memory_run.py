@@ -13,7 +13,8 @@ from modicum.calibrate.block import CalibratedBlock, observe
 from modicum.errors import UnusableData
 from modicum.models import Anatomy, Replay, capture
 from modicum.pipeline.composition import live_properties
-from modicum.pipeline.plan import BATCH_TOKENS, layer_steps
+from modicum.pipeline.footprint import BATCH_TOKENS
+from modicum.pipeline.plan import layer_steps
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress, Silent, advance
 from modicum.pipeline.sweep import replayed_parents, sweep_block, touching, wanted_statistics

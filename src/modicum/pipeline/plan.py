@@ -1,7 +1,7 @@
 """What a run will do and need, said before it starts, from config and headers alone.
 
-Sizes are exact: every layer's form is made on the meta device and asked for its bytes. Peak memory is the sum of
-what the run holds at its fullest moment; the tests hold it against reality.
+Sizes are exact: every layer's form is made on the meta device and asked for its bytes. Peak memory is an estimate,
+see `modicum.pipeline.footprint`.
 """
 
 from __future__ import annotations
@@ -9,33 +9,26 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from modicum.calibrate.block import CALL_TOKENS
-from modicum.calibrate.statistics import statistics_bytes
 from modicum.errors import InvalidSetting, RecipeConflict
 from modicum.formats.compressed_tensors import expressible
-from modicum.kernels.allocator import return_freed_memory
 from modicum.kernels.grids import IntegerScheme
 from modicum.method import LayerMethod
-from modicum.models import Block, Layer
+from modicum.models import Layer
 from modicum.pipeline.composition import live_properties
+from modicum.pipeline.footprint import peak_memory
 from modicum.pipeline.recipe import Recipe
-from modicum.pipeline.source import Source, head_parameters
-from modicum.pipeline.sweep import touching, wanted_statistics
+from modicum.pipeline.source import Source
+from modicum.pipeline.sweep import touching
 from modicum.weights.base import WeightForm
 from modicum.weights.packed import PackedWeight
 from modicum.weights.properties import Property
 
 Format = Literal["auto", "plain", "compressed-tensors", "modicum"]
-BATCH_TOKENS = 2048
-LIBRARIES = 16 << 20  # code and tables that the libraries touch once they really compute
-STDLIB_TEXT = 68 << 20  # the documentation of the standard library, while it is read
-SHARED_INPUTS = ({"q", "k", "v"}, {"gate", "up"})
 
 
 @dataclass(frozen=True)
@@ -156,7 +149,7 @@ def make_plan(
         weights_before=before,
         weights_after=after,
         scratch=2 * after,
-        peak_memory=_peak_memory(source, steps, tokens, length, _text_memory(recipe) if tokens else 0),
+        peak_memory=peak_memory(source, recipe, steps, tokens, length),
         seconds=_seconds(source, steps, tokens),
         tokens=tokens,
         live=live,
@@ -210,117 +203,6 @@ def _skipped(source: Source, touched: dict[str, Any]) -> tuple[tuple[str, str], 
     return (*((s.name, s.reason) for s in anatomy.outside), *inside, *unselected)
 
 
-def _peak_memory(source: Source, steps: Sequence[LayerMethod], tokens: int, length: int, text: int) -> int:
-    """Resident bytes at the fullest moment: the interpreter as it is now, and what the run adds.
-
-    Args:
-        source: the opened checkpoint.
-        steps: of the recipe.
-        tokens: of the calibration; 0 if there is none.
-        length: tokens of a window.
-        text: bytes that reading the calibration text takes.
-    """
-    item = source.dtype.itemsize
-    sizes = {name: parameter.numel() * item for name, parameter in source.model.named_parameters()}
-    outside = [name for name in source.outside() if name in sizes]
-    head = head_parameters(source.model)
-    prelude = sum(sizes[name] for name in outside if name not in head) if tokens else 0
-    hidden = tokens * _width(source) * item
-    batch = min(tokens, max(length, BATCH_TOKENS // length * length))
-    blocks = max(_block_memory(source, steps, block, batch) for block in source.anatomy.blocks)
-    run = max(prelude + hidden, hidden + blocks, sum(sizes[name] for name in outside))
-    return_freed_memory()
-    return resident() + LIBRARIES + max(run, text)
-
-
-def _text_memory(recipe: Recipe) -> int:
-    """Bytes that reading and tokenising the calibration text takes; what a data set will be is not known."""
-    file = Path(recipe.calibration.source)
-    if recipe.calibration.source == "stdlib":
-        return STDLIB_TEXT
-    return 2 * file.stat().st_size if file.is_file() else 0
-
-
-def _width(source: Source) -> int:
-    """Features of the hidden states."""
-    hidden = getattr(source.model.config, "hidden_size", None)
-    return int(hidden or max((layer.in_features for layer in source.anatomy.blocks[0].layers), default=0))
-
-
-def _block_memory(source: Source, steps: Sequence[LayerMethod], block: Block, batch: int) -> int:
-    """Bytes that the work on one block needs, `batch` tokens at a time.
-
-    The block is first run with its sums being collected, then its layers are compressed one after another.
-    """
-    weights = sum(p.numel() for p in block.module.parameters()) * source.dtype.itemsize
-    sums = _statistics_memory(steps, block)
-    calls = _calls_memory(source, steps, block, batch)
-    observing = _activations(source, block, batch, bool(wanted_statistics(steps, block)))
-    return weights + sums + calls + max(observing, _layers_memory(source, steps, block, batch))
-
-
-def _activations(source: Source, block: Block, batch: int, observed: bool) -> int:
-    """Bytes of the activations of a batch at the fullest moment of a block: in its feed-forward part.
-
-    The inputs of all observed layers are held. Then either three intermediates are there (gate, its activation,
-    up), or the input of the widest layer is there in float32 and in the short form that products take it in.
-    """
-    item = source.dtype.itemsize
-    inputs = {_input_of(layer): layer.in_features * _routed(source, layer) for layer in block.layers}
-    widest = max(inputs.values(), default=0)
-    held = 2 * _width(source) * item + (sum(inputs.values()) - widest) * item * observed
-    return int(batch * (held + widest * max(3 * item, (2 * item + 4) * observed)))
-
-
-def _layers_memory(source: Source, steps: Sequence[LayerMethod], block: Block, batch: int) -> int:
-    """Bytes that compressing the layers needs at its fullest moment, in the order in which it happens."""
-    touched = [(layer, _meta(layer, source.dtype)) for layer in block.layers if touching(steps, layer)]
-    references = sum(weight.nbytes for _, weight in touched)
-    fullest = forms = 0
-    for layer, weight in touched:
-        own = touching(steps, layer)
-        result = own[-1].expected_form(weight).nbytes
-        work = max(step.workspace(weight) for step in own)
-        fullest = max(fullest, forms + result + max(work, 2 * weight.nbytes))  # decoded once more to be checked
-        forms += result
-    replay = _activations(source, block, min(batch, CALL_TOKENS), False) if _replays(steps) else 0
-    return references + max(fullest, replay)
-
-
-def _calls_memory(source: Source, steps: Sequence[LayerMethod], block: Block, batch: int) -> int:
-    """Bytes of the recorded inputs of the sub-modules that are replayed, and of what they should give and do."""
-    if not _replays(steps):
-        return 0
-    vectors = 3 * len({fold.parent for fold in block.folds}) * max(batch, CALL_TOKENS)
-    return vectors * _width(source) * source.dtype.itemsize
-
-
-def _replays(steps: Sequence[LayerMethod]) -> bool:
-    return any(step.inputs() for step in steps)
-
-
-def _input_of(layer: Layer) -> tuple[int | str, int | None]:
-    """What layers that are fed by the same tensor have in common."""
-    group = next((i for i, roles in enumerate(SHARED_INPUTS) if layer.role in roles), None)
-    return (layer.name, None) if group is None else (group, layer.expert)
-
-
-def _routed(source: Source, layer: Layer) -> float:
-    """The share of all tokens that reach a layer: of an expert, its turn in an even distribution."""
-    if layer.expert is None:
-        return 1.0
-    config = source.model.config
-    experts = 1 + max(other.expert or 0 for other in source.anatomy.blocks[layer.block].layers)
-    return min(1.0, getattr(config, "num_experts_per_tok", 1) / experts)
-
-
-def _statistics_memory(steps: Sequence[LayerMethod], block: Block) -> int:
-    """Bytes of the running sums, one for each distinct input."""
-    wanted = wanted_statistics(steps, block)
-    inputs = {_input_of(layer): layer for layer in block.layers if layer.name in wanted}
-    return sum(statistics_bytes(wanted[layer.name], layer.in_features) for layer in inputs.values())
-
-
 def _seconds(source: Source, steps: Sequence[LayerMethod], tokens: int) -> float:
     """Two forward passes, the Gram matrices and the column sweeps, at the matrix speed measured now."""
     parameters = sum(layer.out_features * layer.in_features for layer in source.anatomy.layers())
@@ -344,14 +226,3 @@ def _flops_per_second(dtype: torch.dtype, size: int = 512) -> float:
     for _ in range(3):
         a @ a
     return 3 * 2 * size**3 / (time.perf_counter() - started)
-
-
-def resident() -> int:
-    """Resident bytes of this process now (Linux), or its peak so far where /proc is not there."""
-    try:
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * 4096
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

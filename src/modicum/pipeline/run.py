@@ -26,7 +26,8 @@ from modicum.kernels.allocator import return_freed_memory
 from modicum.models import Block, Replay, capture
 from modicum.pipeline.calibration import check_tokens
 from modicum.pipeline.checkpoint import block_tensors, file_hash, finish, form_specs, restore_block
-from modicum.pipeline.plan import BATCH_TOKENS, Format, Plan, layer_steps, make_plan
+from modicum.pipeline.footprint import BATCH_TOKENS
+from modicum.pipeline.plan import Format, Plan, layer_steps, make_plan
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.source import Source
 from modicum.pipeline.sweep import Steps, replayed_parents, sweep_block, wanted_statistics
@@ -136,10 +137,14 @@ class Run:
             self.progress.working(block.index, "collecting statistics")
             parents = replayed_parents(self.steps, block)
             calibrated = observe(block, _runner(replay, block), hidden, wanted, parents)
-            return_freed_memory()  # the activations; the work on the weights needs other sizes
+            return_freed_memory()
         else:
             calibrated = CalibratedBlock(block)
-        told: Callable[[str], None] = lambda text: self.progress.working(block.index, text)  # noqa: E731
+
+        def told(text: str) -> None:
+            return_freed_memory()  # the next layer needs other sizes
+            self.progress.working(block.index, text)
+
         swept = sweep_block(self.steps, calibrated, self.plan.live, told)
         tensors = block_tensors(block, swept.forms, self.source.names, self.plan.format)
         specs = form_specs(block, swept.forms, self.plan.format)

@@ -56,7 +56,9 @@ class SparseGPT(LayerMethod):
         return expected_form(weight, sum(int(self.sparsity * rows * width) for width in widths), self.pattern)
 
     def workspace(self, weight: Tensor) -> int:
-        stored = 4 * weight.numel() + weight.nbytes + workspace(weight, self.pattern)  # the sweep's float32 result
+        stored = (
+            4 * weight.numel() + weight.nbytes + workspace(weight, self.pattern)
+        )  # the sweep's float32 result
         return max(solver_bytes(*weight.shape), stored)
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
