@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import modicum
 
 COUNTED = """
 import sys
@@ -50,3 +53,17 @@ assert "transformers" not in sys.modules
 import json.tool
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_without_modicum_transformers_refuses_instead_of_opening_random_weights(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    modicum.compress(tiny_llama, "prune.magnitude", out=tmp_path / "out", form="modicum")
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM\n"
+        f"try: AutoModelForCausalLM.from_pretrained({str(tmp_path / 'out')!r})\n"
+        "except ValueError as error: print(error)\n"
+        "assert 'modicum' not in sys.modules"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "import modicum first" in told

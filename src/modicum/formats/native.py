@@ -27,6 +27,14 @@ from modicum.models.storage import storage_of
 from modicum.weights.base import WeightForm, from_spec
 
 METHOD = "modicum"
+# transformers only warns of a quantizer that it does not know, and opens the model with random weights. This entry
+# of config.json makes it stop instead, with these words; the registered quantizer takes the entry out again.
+GUARD = {"transformers_weights": "none without modicum: import modicum first"}
+
+
+def config_entries() -> dict[str, Any]:
+    """What config.json of a checkpoint in modicum's own format says beside the model's own settings."""
+    return {"quantization_config": {"quant_method": METHOD, "format": FORMAT}, **GUARD}
 
 
 @register_quantization_config(METHOD)
@@ -48,6 +56,13 @@ class ModicumQuantizer(HfQuantizer):
     def is_serializable(self) -> bool:
         """Forms are written by modicum's checkpoint writer, not by `save_pretrained`."""
         return False
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Take the guard out: called with the config before any file is looked for."""
+        for name in GUARD:
+            if hasattr(config, name):
+                delattr(config, name)
+        return config
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Remember the compute dtype: forms are read as they are stored and cast afterwards."""

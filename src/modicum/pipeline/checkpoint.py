@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from modicum.formats.compressed_tensors import quantization_config
 from modicum.formats.experts import stored_under
-from modicum.formats.manifest import FORMAT, Manifest
+from modicum.formats.manifest import Manifest
 from modicum.formats.merge import join_all
+from modicum.formats.native import config_entries
 from modicum.formats.shards import write_json
 from modicum.models import Block, CheckpointMap, Layer
 from modicum.pipeline.plan import Format, Plan, integer_schemes
@@ -151,7 +152,7 @@ def output_config(source: Source, plan: Plan) -> dict[str, Any]:
         schemes = integer_schemes({p.name: p.form for p in plan.layers})
         config["quantization_config"] = quantization_config(linears, schemes)
     elif plan.format == "modicum":
-        config["quantization_config"] = {"quant_method": "modicum", "format": FORMAT}
+        config |= config_entries()
     return config
 
 

@@ -25,8 +25,9 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from modicum.errors import OutputExists, UnsupportedModel
 from modicum.formats.irregular import differences, stored_tensors, tensor_at
-from modicum.formats.manifest import FORMAT, Manifest
+from modicum.formats.manifest import Manifest
 from modicum.formats.merge import join_all, plan_shards
+from modicum.formats.native import config_entries
 from modicum.formats.shards import no_space, write_json, write_tensors
 from modicum.kernels.grids import IntegerScheme, quantize
 from modicum.models import skeleton
@@ -207,7 +208,7 @@ def _config_json(config: Any, model: Any, irregular: bool) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(config.to_json_string())
     values["dtype"] = dtype_name(model.dtype)
     if irregular:
-        values["quantization_config"] = {"quant_method": "modicum", "format": FORMAT}
+        values |= config_entries()
     return values
 
 
