@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from modicum.kernels import selection
 from modicum.kernels.selection import prune_lowest, prune_lowest_global, semi_structured
 
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.uint8])
@@ -74,3 +76,24 @@ def test_strided_scores_give_the_mask_of_their_values() -> None:
     scores = plateaus(30, 20, 50, seed=0).float()
     assert torch.equal(prune_lowest(scores.T, 7), prune_lowest(scores.T.contiguous(), 7))
     assert torch.equal(semi_structured(scores.T, 1, 3), semi_structured(scores.T.contiguous(), 1, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [1e-5, 0.1, 0.5, 0.9, 0.99999])
+@pytest.mark.parametrize("kind", ["normal", "plateaus", "mostly zero", "sorted", "sample misleads"])
+def test_a_large_matrix_agrees_with_a_stable_sort(dtype: torch.dtype, share: float, kind: str) -> None:
+    rows, k = 300, 2048  # more than is looked at together
+    scores = torch.randn(rows, k, generator=torch.Generator().manual_seed(0)).abs()
+    if kind == "plateaus":
+        scores = (scores * 2).round()
+    elif kind == "mostly zero":
+        scores = scores * (scores > 0.6)
+    elif kind == "sorted":
+        scores = scores.flatten().sort().values.view(rows, k)
+    elif kind == "sample misleads":
+        scores.view(-1)[:: rows * k // selection.SAMPLE] += 10
+    scores = scores.to(dtype)
+    count = int(share * rows * k)
+    pruned = prune_lowest_global(scores, count)
+    expected = by_stable_sort(scores.float().view(1, -1).numpy(), count)
+    assert np.array_equal(pruned.view(1, -1).numpy(), expected)

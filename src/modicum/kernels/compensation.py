@@ -46,6 +46,8 @@ __all__ = [
 
 BLOCK = 128
 SUB_BLOCK = 32
+MAPPED = 32 << 20
+"""From here on glibc gives a matrix pages of its own; below, it lies among others and leaves gaps behind."""
 
 
 class NotPositiveDefinite(ArithmeticError):
@@ -98,8 +100,9 @@ def _turn_around(matrix: Tensor) -> None:
 def solver_bytes(rows: int, width: int) -> int:
     """Bytes at the peak of `inverse_cholesky` and `sweep` of a matrix [rows, width], Gram matrix included."""
     gram, columns = 4 * width * width, 4 * rows * width
+    gaps = gram if gram < MAPPED else 0
     block = 4 * 4 * BLOCK * rows  # the errors of a block of columns, their products and scores
-    return max(5 * gram // 2, gram + columns + columns // 4 + block) + chunked_bytes(rows * width)
+    return max(5 * gram // 2 + gaps, gram + columns + columns // 4 + block) + chunked_bytes(rows * width)
 
 
 def _damping_ladder(damp: float) -> list[tuple[float, torch.dtype]]:

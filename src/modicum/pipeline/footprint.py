@@ -26,6 +26,7 @@ from modicum.pipeline.sweep import touching, wanted_statistics
 
 BATCH_TOKENS = 2048
 LIBRARIES = 16 << 20  # code and tables that the libraries touch once they really compute
+PRODUCTS = 16 << 20  # more of them, for matrix products, and the buffers that they keep
 STDLIB_TEXT = 68 << 20  # the documentation of the standard library, while it is read
 SHARED_INPUTS = ({"q", "k", "v"}, {"gate", "up"})
 
@@ -53,7 +54,7 @@ def peak_memory(
     run = max(prelude + hidden, hidden + blocks, sum(sizes[name] for name in outside))
     reading = _text_memory(recipe) if tokens else 0
     return_freed_memory()
-    return resident() + LIBRARIES + max(run, reading)
+    return resident() + LIBRARIES + max(run + (PRODUCTS if tokens else 0), reading)
 
 
 def _text_memory(recipe: Recipe) -> int:
