@@ -51,9 +51,9 @@ CASES = {
     ),
     "gptq": Case(
         "quantize.gptq",
-        {"bits": 4, "symmetric": True, "act_order": False, "block_size": 128, "damp": 0.01},
+        {"bits": 4, "symmetric": True, "act_order": True, "block_size": 128, "damp": 0.01},
         "gptq",
-        {"bits": 4, "block-size": 128, "damping": 0.01},
+        {"bits": 4, "block-size": 128, "damping": 0.01, "act-order": True},
         quantizes=True,
     ),
     "awq": Case(
@@ -101,7 +101,7 @@ def peer_command(case: Case, checkpoint: Path, tokens: Path, out: Path) -> list[
         settings["group-size"] = group_size(checkpoint)
     command = [str(PEER_PYTHON), str(PEER_SCRIPT), case.peer_method, str(checkpoint), str(tokens), str(out)]
     for name, value in settings.items():
-        command += [f"--{name}", str(value)]
+        command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return command
 
 

@@ -12,6 +12,9 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
+MAPPED = 32 << 20
+"""From this size on glibc gives a tensor pages of its own; smaller ones lie among others and leave gaps behind."""
+
 
 def return_freed_memory() -> None:
     """Hand all free pages back (glibc); elsewhere nothing happens."""

@@ -26,6 +26,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from modicum.kernels.allocator import MAPPED
 from modicum.kernels.chunks import chunked_bytes, row_chunks
 from modicum.kernels.rounding import ColumnRounding, DynamicGrid, StaticGrid
 from modicum.kernels.selectors import Fixed, Selector, SemiStructured, Unstructured
@@ -46,8 +47,6 @@ __all__ = [
 
 BLOCK = 128
 SUB_BLOCK = 32
-MAPPED = 32 << 20
-"""From here on glibc gives a matrix pages of its own; below, it lies among others and leaves gaps behind."""
 
 
 class NotPositiveDefinite(ArithmeticError):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from modicum.calibrate.block import CALL_TOKENS
 from modicum.calibrate.statistics import statistics_bytes
-from modicum.kernels.allocator import resident, return_freed_memory
+from modicum.kernels.allocator import MAPPED, resident, return_freed_memory
 from modicum.method import LayerMethod
 from modicum.models import Block, Layer
 from modicum.pipeline.recipe import Recipe
@@ -105,12 +105,16 @@ def _layers_memory(source: Source, steps: Sequence[LayerMethod], block: Block, b
         own = touching(steps, layer)
         result = own[-1].expected_form(weight).nbytes
         work = max(step.workspace(weight) for step in own)
-        fullest = max(
-            fullest, forms + result + max(work, 2 * weight.nbytes)
-        )  # decoded once more to be checked
+        fullest = max(fullest, forms + result + max(work, _checking(weight)))
         forms += result
     replay = _activations(source, block, min(batch, CALL_TOKENS), False) if _replays(steps) else 0
     return references + max(fullest, replay)
+
+
+def _checking(weight: Tensor) -> int:
+    """Bytes that decoding a form twice takes, to hold it against its promises; small matrices leave gaps as large."""
+    decoded = 2 * weight.nbytes + weight.numel()
+    return decoded if weight.nbytes >= MAPPED else 2 * decoded
 
 
 def _calls_memory(source: Source, steps: Sequence[LayerMethod], block: Block, batch: int) -> int:

@@ -118,6 +118,7 @@ class Run:
             if block.index < finished and replay is None:
                 continue
             self.source.load(block)
+            return_freed_memory()
             if block.index < finished:
                 self.progress.working(block.index, "reading the finished block")
                 restore_block(workspace, block, self.source.names, self.plan.format)

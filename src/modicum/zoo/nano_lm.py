@@ -234,9 +234,7 @@ def write(
     os.replace(partial, out)
 
 
-def _provenance(
-    loop: Loop, sizes: NanoLm, seed: int, start: Path | None
-) -> dict[str, int | float | str]:
+def _provenance(loop: Loop, sizes: NanoLm, seed: int, start: Path | None) -> dict[str, int | float | str]:
     earlier = {} if start is None else _metrics(start)
     command = f"{earlier['command']} && " if earlier else ""
     given = f"--steps {loop.budget.steps}" if loop.budget.steps else f"--minutes {loop.budget.minutes:g}"
