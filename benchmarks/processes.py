@@ -127,6 +127,8 @@ def write_results(name: str, content: dict[str, Any], directory: Path) -> Path:
     path = directory / f"{name}-{now:%Y-%m-%d-%H%M}.json"
     document = {"date": now.isoformat(timespec="seconds"), "hardware": hardware(), **content}
     partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(document, indent=2, default=asdict) + "\n")
+    text = json.dumps(document, indent=2, default=asdict)
+    root = Path(__file__).resolve().parent.parent
+    partial.write_text(text.replace(f"{root}/", "./").replace(str(Path.home()), "~") + "\n")
     os.replace(partial, path)
     return path
