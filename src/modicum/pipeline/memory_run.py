@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modicum.calibrate.block import CalibratedBlock, observe
 from modicum.errors import UnusableData
-from modicum.models import Anatomy, Replay, capture
+from modicum.models import Anatomy, capture
 from modicum.pipeline.composition import live_properties
 from modicum.pipeline.footprint import BATCH_TOKENS
 from modicum.pipeline.plan import layer_steps
 from modicum.pipeline.recipe import Recipe
-from modicum.pipeline.run import Progress, Silent, advance
-from modicum.pipeline.sweep import replayed_parents, sweep_block, touching, wanted_statistics
+from modicum.pipeline.run import Progress, Silent, advance, calibrate
+from modicum.pipeline.sweep import sweep_block, touching
 
 Batches = Tensor | Iterable[Mapping[str, Any] | Tensor]
 
@@ -59,12 +58,7 @@ def compress_model(
     records: dict[str, dict[str, Any]] = {}
     for block in anatomy.blocks:
         told.working(block.index, "collecting statistics")
-        calibrated = CalibratedBlock(block)
-        wanted = wanted_statistics(steps, block)
-        if replay is not None and wanted:
-            calibrated = observe(
-                block, _runner(replay, block.index), hidden, wanted, replayed_parents(steps, block), masks
-            )
+        calibrated = calibrate(steps, block, replay, hidden, masks)
         swept = sweep_block(steps, calibrated, live)
         records |= swept.records
         if replay is not None and block.index + 1 < len(anatomy.blocks):
@@ -75,10 +69,6 @@ def compress_model(
                 layer.replace(form)
         told.finished(block.index)
     return records
-
-
-def _runner(replay: Replay, index: int) -> Any:
-    return lambda i, states: replay.run_block(replay.anatomy.blocks[index], states, i)
 
 
 def _batches(data: Batches, device: torch.device) -> list[Mapping[str, Any]]:

@@ -11,7 +11,7 @@ and only run forward, so that nothing but finished weights is ever kept on disk.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -133,14 +133,9 @@ class Run:
     def _compress(
         self, workspace: Workspace, block: Block, replay: Replay | None, hidden: list[Tensor]
     ) -> None:
-        wanted = wanted_statistics(self.steps, block)
-        if wanted and replay is not None:
-            self.progress.working(block.index, "collecting statistics")
-            parents = replayed_parents(self.steps, block)
-            calibrated = observe(block, _runner(replay, block), hidden, wanted, parents)
-            return_freed_memory()
-        else:
-            calibrated = CalibratedBlock(block)
+        self.progress.working(block.index, "collecting statistics")
+        calibrated = calibrate(self.steps, block, replay, hidden)
+        return_freed_memory()
 
         def told(text: str) -> None:
             return_freed_memory()  # the next layer needs other sizes
@@ -195,8 +190,22 @@ def as_stored_dense(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "nbytes": record["dense_nbytes"], "bits_per_weight": round(bits, 4)}
 
 
-def _runner(replay: Replay, block: Block) -> Callable[[int, Tensor], Tensor]:
-    return lambda i, states: replay.run_block(block, states, i)
+def calibrate(
+    steps: Steps,
+    block: Block,
+    replay: Replay | None,
+    hidden: Sequence[Tensor],
+    masks: Sequence[Tensor | None] = (),
+) -> CalibratedBlock:
+    """What the steps want to know of a block; nothing is run if they want nothing or there is no data."""
+    wanted = wanted_statistics(steps, block)
+    if replay is None or not wanted:
+        return CalibratedBlock(block)
+
+    def run(i: int, states: Tensor) -> Tensor:
+        return replay.run_block(block, states, i)
+
+    return observe(block, run, hidden, wanted, replayed_parents(steps, block), masks)
 
 
 def advance(replay: Replay, block: Block, hidden: list[Tensor]) -> None:
