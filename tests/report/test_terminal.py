@@ -11,7 +11,11 @@ from modicum.report import comparison_table
 
 def shown(table: Table, terminal: bool = False) -> str:
     console = Console(
-        file=StringIO(), width=110, force_terminal=terminal, color_system="standard" if terminal else None
+        file=StringIO(),
+        width=110,
+        force_terminal=terminal,
+        color_system="standard" if terminal else None,
+        no_color=False,  # what the environment says of colours is not under test
     )
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
