@@ -13,16 +13,19 @@ after them. Layouts: `[rows, tokens, channels]` between modules, `[rows, heads, 
 
 from modicum.models.next_scale.attention import FeedForward, ModulatedNorm, SelfAttention, Step, modulate
 from modicum.models.next_scale.cache import Cache, FullCache, KVCache, SelectiveCache
+from modicum.models.next_scale.model import AttentionShape, NextScaleModel
 from modicum.models.next_scale.queries import Queries
 from modicum.models.next_scale.sampling import draw, generators, keep_top_k, keep_top_p, soft_choice
 from modicum.models.next_scale.schedule import Schedule
 
 __all__ = [
+    "AttentionShape",
     "Cache",
     "FeedForward",
     "FullCache",
     "KVCache",
     "ModulatedNorm",
+    "NextScaleModel",
     "Queries",
     "Schedule",
     "SelectiveCache",

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modicum.errors import InvalidSetting
 from modicum.models.next_scale import (
-    FullCache,
+    AttentionShape,
     KVCache,
+    NextScaleModel,
     Step,
     draw,
     generators,
@@ -48,7 +49,7 @@ class MapStep:
     next_map: Tensor | None
 
 
-class VAR(nn.Module):
+class VAR(NextScaleModel):
     """Transformer and VQVAE of one configuration.
 
     Args:
@@ -56,9 +57,9 @@ class VAR(nn.Module):
     """
 
     def __init__(self, config: VARConfig) -> None:
-        super().__init__()
+        shape = AttentionShape(config.depth, config.num_heads, config.embed_dim // config.num_heads)
+        super().__init__(config.schedule, shape)
         self.config = config
-        self.schedule = config.schedule
         self.transformer = Transformer(config)
         self.vae = VQVAE(config.vae, self.schedule)
 
@@ -84,7 +85,7 @@ class VAR(nn.Module):
             top_k: codes that may be drawn; 0: all.
             top_p: probability that they must cover; 0: all.
             seed: one for the batch, or one per image, which makes an image independent of its neighbours.
-            cache: keys and values; a `FullCache` by default.
+            cache: keys and values; of `make_cache` by default.
             more_smooth: blend codes instead of choosing one (for the eye, not for metrics).
 
         Returns:
@@ -105,6 +106,11 @@ class VAR(nn.Module):
         )
         *_, last = steps
         return self.picture(last.f_hat)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the transformer."""
+        return self.transformer.dtype
 
     @torch.no_grad()
     def picture(self, f_hat: Tensor) -> Tensor:
@@ -135,7 +141,7 @@ class VAR(nn.Module):
     ) -> Iterator[MapStep]:
         """Generate map by map; the arguments are those of `generate`."""
         rows, streams = self._labels(labels, count, cfg, seed)
-        cache = cache if cache is not None else FullCache()
+        cache = cache if cache is not None else self.make_cache()
         cache.begin(self.schedule)
         condition, x = self._start(rows, guided=cfg > 0)
         f_hat = self.vae.quantize.embedding.weight.new_zeros(
