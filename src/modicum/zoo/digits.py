@@ -5,9 +5,7 @@ handwritten digits") are enlarged to 32x32 with bicubic interpolation. Every fif
 
 A generated digit is good if it looks like its class and if the crowd of them looks like the crowd of real ones.
 The judge, a small convolutional classifier that only ever saw real digits, measures both: accuracy of its
-verdict, and the Frechet distance between its features of generated and of held-out real digits,
-
-    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
+verdict, and the Frechet distance between its features of generated and of held-out real digits.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modicum.errors import MissingExtra
+from modicum.evaluate.images import frechet, moments
 
 SIDE = 32  # pixels
 CLASSES = 10
@@ -119,7 +118,7 @@ class Judge(nn.Module):
     @torch.no_grad()
     def distance(self, images: Tensor) -> float:
         """Frechet distance between these images and the held-out real ones; 0 is the best."""
-        mean, covariance = _moments(self.features(images))
+        mean, covariance = moments(self.features(images))
         return frechet(mean, covariance, self.real_mean.double(), self.real_covariance.double())
 
 
@@ -139,23 +138,7 @@ def train_judge(seed: int = 0, epochs: int = 30) -> Judge:
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        mean, covariance = _moments(judge.features(load_digits("heldout").images))
+        mean, covariance = moments(judge.features(load_digits("heldout").images))
     judge.real_mean.copy_(mean)
     judge.real_covariance.copy_(covariance)
     return judge.eval()
-
-
-def frechet(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor) -> float:
-    """Frechet distance between two normal distributions; float64 `[d]` and `[d, d]` twice.
-
-    The trace of the square root of a product of covariances is the sum of the roots of its eigenvalues, which
-    are real and not negative.
-    """
-    roots = torch.linalg.eigvals(covariance1 @ covariance2).real.clamp_min(0).sqrt().sum()
-    spread = covariance1.trace() + covariance2.trace() - 2 * roots
-    return max((mean1 - mean2).square().sum().item() + spread.item(), 0.0)
-
-
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    features = features.double()
-    return features.mean(0), features.T.cov()
