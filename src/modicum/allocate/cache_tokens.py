@@ -138,9 +138,10 @@ def scale_aware(
     return CacheBudget.wanted(schedule, zip(*columns, strict=True))
 
 
-def first_pruned(schedule: Schedule, uniform: int) -> int:
-    """The first map that is preceded by more than `uniform` tokens; the number of maps if none is."""
-    return sum(prefix <= uniform for prefix in schedule.offsets[:-1])
+def pruned_scales(schedule: Schedule, uniform: int) -> range:
+    """The maps preceded by more than `uniform` tokens: those where a layer can be a drafter or a refiner."""
+    whole = sum(prefix <= uniform for prefix in schedule.offsets[:-1])
+    return range(whole, len(schedule))
 
 
 def _split(uniform: int, drafters: int, refiners: int, limit: int, floor: int) -> tuple[int, int]:
