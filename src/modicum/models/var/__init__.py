@@ -9,7 +9,7 @@ Three parts: `VQVAE` turns images into token maps and back, `Transformer` predic
 """
 
 from modicum.models.var.config import PATCH_NUMS, PRESETS, VAEConfig, VARConfig
-from modicum.models.var.files import convert, load_var, read_tensors
+from modicum.models.var.files import convert, load_var
 from modicum.models.var.model import VAR, MapStep
 from modicum.models.var.quantizer import MultiScaleQuantizer
 from modicum.models.var.transformer import Transformer
@@ -27,5 +27,4 @@ __all__ = [
     "VQVAE",
     "convert",
     "load_var",
-    "read_tensors",
 ]

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from modicum.errors import InvalidSetting, UnknownName
 from modicum.models.next_scale import Schedule
+from modicum.models.next_scale.autoencoder import Convolutions
 
 # Image side in pixels -> side of every token map, as published.
 PATCH_NUMS: dict[int, tuple[int, ...]] = {
@@ -63,6 +64,21 @@ class VAEConfig(BaseModel):
     def downsample(self) -> int:
         """Pixels per position of the feature map, along one side."""
         return 2 ** (len(self.ch_mult) - 1)
+
+    @property
+    def convolutions(self) -> Convolutions:
+        """Sizes of the encoder and the decoder."""
+        return Convolutions(
+            in_channels=self.in_channels,
+            z_channels=self.z_channels,
+            ch=self.ch,
+            ch_mult=self.ch_mult,
+            num_res_blocks=self.num_res_blocks,
+            halvings=len(self.ch_mult) - 1,
+            attention=True,
+            groups=lambda _: self.groupnorm_groups,
+            eps=self.groupnorm_eps,
+        )
 
 
 class VARConfig(BaseModel):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from modicum.models.next_scale import Schedule
-from modicum.models.var.autoencoder import Decoder, Encoder
+from modicum.models.next_scale.autoencoder import Decoder, Encoder
 from modicum.models.var.config import VAEConfig
 from modicum.models.var.quantizer import MultiScaleQuantizer
 
@@ -25,8 +25,8 @@ class VQVAE(nn.Module):
         super().__init__()
         kernel, channels = config.quant_conv_ks, config.z_channels
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = Encoder(config.convolutions)
+        self.decoder = Decoder(config.convolutions)
         self.quantize = MultiScaleQuantizer(config, schedule)
         self.quant_conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
         self.post_quant_conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)

@@ -1,26 +1,57 @@
-"""Convolutional encoder and decoder: images <-> feature maps. Module names follow the original files."""
+"""Convolutional encoder and decoder: images <-> feature maps. Module names follow the original files of VAR.
+
+The tokenizers of next-scale models differ in what lies between encoder and decoder (a codebook, signs of numbers)
+and in whether there is attention at the lowest resolution; the convolutions are the same.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modicum.models.var.config import VAEConfig
 
+@dataclass(frozen=True)
+class Convolutions:
+    """Sizes of an encoder and its decoder.
 
-def _norm(channels: int, config: VAEConfig) -> nn.GroupNorm:
-    return nn.GroupNorm(config.groupnorm_groups, channels, eps=config.groupnorm_eps)
+    Attributes:
+        in_channels: of the image.
+        z_channels: of the feature map.
+        ch: channels of the first convolution; `ch_mult` multiplies them level by level.
+        ch_mult: one entry per level.
+        num_res_blocks: residual blocks per level of the encoder; the decoder has one more.
+        halvings: how many of the first levels end with half the resolution.
+        attention: between all positions, at the lowest level.
+        groups: groups of a norm over that many channels.
+        eps: of every norm.
+    """
+
+    in_channels: int
+    z_channels: int
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    halvings: int
+    attention: bool
+    groups: Callable[[int], int]
+    eps: float
+
+    def norm(self, channels: int) -> nn.GroupNorm:
+        """A norm over so many channels."""
+        return nn.GroupNorm(self.groups(channels), channels, eps=self.eps)
 
 
 class ResidualBlock(nn.Module):
     """Norm, SiLU, 3x3 convolution, twice; the shortcut is a 1x1 convolution where the width changes."""
 
-    def __init__(self, inputs: int, outputs: int, config: VAEConfig) -> None:
+    def __init__(self, inputs: int, outputs: int, sizes: Convolutions) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _norm(inputs, config), nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2, self.conv2 = _norm(outputs, config), nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.norm1, self.conv1 = sizes.norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2, self.conv2 = sizes.norm(outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,9 +63,9 @@ class ResidualBlock(nn.Module):
 class SpatialAttention(nn.Module):
     """Single-head attention between all positions of a feature map."""
 
-    def __init__(self, channels: int, config: VAEConfig) -> None:
+    def __init__(self, channels: int, sizes: Convolutions) -> None:
         super().__init__()
-        self.norm = _norm(channels, config)
+        self.norm = sizes.norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
@@ -72,15 +103,13 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks at one resolution, each followed by attention at the lowest, then the way to the next."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, config: VAEConfig) -> None:
+    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, sizes: Convolutions) -> None:
         super().__init__()
         self.downsample: Downsample | None = None
         self.upsample: Upsample | None = None
         widths = [inputs] + [outputs] * (blocks - 1)
-        self.block = nn.ModuleList(ResidualBlock(width, outputs, config) for width in widths)
-        self.attn = nn.ModuleList(
-            SpatialAttention(outputs, config) for _ in range(blocks if attention else 0)
-        )
+        self.block = nn.ModuleList(ResidualBlock(width, outputs, sizes) for width in widths)
+        self.attn = nn.ModuleList(SpatialAttention(outputs, sizes) for _ in range(blocks if attention else 0))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, inputs, H, W] -> [B, outputs, H', W']`."""
@@ -93,13 +122,13 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """Block, attention, block at the lowest resolution."""
+    """Block, attention if there is any, block, at the lowest resolution."""
 
-    def __init__(self, channels: int, config: VAEConfig) -> None:
+    def __init__(self, channels: int, sizes: Convolutions) -> None:
         super().__init__()
-        self.block_1 = ResidualBlock(channels, channels, config)
-        self.attn_1 = SpatialAttention(channels, config)
-        self.block_2 = ResidualBlock(channels, channels, config)
+        self.block_1 = ResidualBlock(channels, channels, sizes)
+        self.attn_1 = SpatialAttention(channels, sizes) if sizes.attention else nn.Identity()
+        self.block_2 = ResidualBlock(channels, channels, sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` to the same shape."""
@@ -107,21 +136,22 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image `[B, in_channels, side, side]` to features `[B, z_channels, side / downsample, ...]`."""
+    """Image `[B, in_channels, H, W]` to features `[B, z_channels, H / 2^halvings, W / 2^halvings]`."""
 
-    def __init__(self, config: VAEConfig) -> None:
+    def __init__(self, sizes: Convolutions) -> None:
         super().__init__()
-        widths = [config.ch * factor for factor in (1, *config.ch_mult)]
-        lowest = len(config.ch_mult) - 1
-        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
+        widths = [sizes.ch * factor for factor in (1, *sizes.ch_mult)]
+        lowest = len(sizes.ch_mult) - 1
+        self.conv_in = nn.Conv2d(sizes.in_channels, sizes.ch, 3, padding=1)
         self.down = nn.ModuleList()
         for index, (inputs, outputs) in enumerate(pairwise(widths)):
-            level = Level(inputs, outputs, config.num_res_blocks, index == lowest, config)
-            level.downsample = Downsample(outputs) if index < lowest else None
+            attention = sizes.attention and index == lowest
+            level = Level(inputs, outputs, sizes.num_res_blocks, attention, sizes)
+            level.downsample = Downsample(outputs) if index < sizes.halvings else None
             self.down.append(level)
-        self.mid = Middle(widths[-1], config)
-        self.norm_out = _norm(widths[-1], config)
-        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
+        self.mid = Middle(widths[-1], sizes)
+        self.norm_out = sizes.norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], sizes.z_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Features of an image in [-1, 1]."""
@@ -134,20 +164,21 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Features to an image; one residual block per level more than the encoder."""
 
-    def __init__(self, config: VAEConfig) -> None:
+    def __init__(self, sizes: Convolutions) -> None:
         super().__init__()
-        widths = [config.ch * factor for factor in config.ch_mult]
+        widths = [sizes.ch * factor for factor in sizes.ch_mult]
         lowest = len(widths) - 1
-        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], config)
+        self.conv_in = nn.Conv2d(sizes.z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], sizes)
         self.up = nn.ModuleList()
         for index, outputs in enumerate(widths):
             inputs = widths[min(index + 1, lowest)]
-            level = Level(inputs, outputs, config.num_res_blocks + 1, index == lowest, config)
-            level.upsample = Upsample(outputs) if index > 0 else None
+            attention = sizes.attention and index == lowest
+            level = Level(inputs, outputs, sizes.num_res_blocks + 1, attention, sizes)
+            level.upsample = Upsample(outputs) if 0 < index <= sizes.halvings else None
             self.up.append(level)
-        self.norm_out = _norm(widths[0], config)
-        self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
+        self.norm_out = sizes.norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], sizes.in_channels, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
         """An image, nominally in [-1, 1] but not clamped."""
