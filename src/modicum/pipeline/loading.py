@@ -15,10 +15,11 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from modicum.errors import CheckpointError, ModicumError
+from modicum.errors import CheckpointError, ModicumError, UnsupportedModel
 from modicum.formats.manifest import Manifest
 from modicum.formats.native import ModicumConfig
 from modicum.formats.shards import Shards
+from modicum.models.image_models import image_kind
 from modicum.pipeline.source import check_sizes, read_config
 
 
@@ -63,6 +64,21 @@ def load_model(directory: Path, dtype: torch.dtype | None = None, device: str = 
         )
     model.to(device)
     return model.eval()
+
+
+def refuse_images(directory: Path, what: str, instead: str) -> None:
+    """Refuse a model that draws images where one that writes text is needed.
+
+    Args:
+        directory: of the model.
+        what: what needs a language model.
+        instead: what can be done with a model that draws.
+
+    Raises:
+        UnsupportedModel: it draws.
+    """
+    if image_kind(directory) is not None:
+        raise UnsupportedModel(f"{what} needs a language model; {directory.name} draws images.", instead)
 
 
 @contextmanager

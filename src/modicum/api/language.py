@@ -1,4 +1,4 @@
-"""The Python interface: load, compress, compare."""
+"""Language models: compress, plan, compare."""
 
 from __future__ import annotations
 
@@ -19,16 +19,14 @@ from modicum.formats.manifest import Manifest
 from modicum.method import Method
 from modicum.pipeline import recipe as recipes
 from modicum.pipeline.calibration import calibration_tokens
-from modicum.pipeline.loading import load_model, load_tokenizer
+from modicum.pipeline.loading import load_model, load_tokenizer, refuse_images
 from modicum.pipeline.memory_run import Batches, compress_model
 from modicum.pipeline.plan import Format, Plan, make_plan
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress, Run, Silent, check_device
-from modicum.pipeline.saving import save_model
 from modicum.pipeline.source import Source
 from modicum.zoo.locate import locate
 
-save = save_model
 RecipeLike = Recipe | Method | str | Path | Mapping[str, Any] | Sequence[Any]
 
 
@@ -45,21 +43,6 @@ def as_recipe(value: RecipeLike) -> Recipe:
     if isinstance(value, Sequence) and value and all(isinstance(step, Method) for step in value):
         return Recipe(steps=tuple(value))
     return recipes.parse(value)
-
-
-def load(model: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> nn.Module:
-    """Open a model: a directory, a nano model's name, or a hub id. Integer weights stay packed.
-
-    Args:
-        model: what to open.
-        dtype: compute dtype; that of the checkpoint by default.
-        device: where it goes.
-
-    Raises:
-        CheckpointError: the files are missing, corrupt, or do not fit together.
-    """
-    check_device(device)
-    return load_model(locate(model), dtype, device)
 
 
 def prepare(
@@ -195,6 +178,8 @@ def compare(
     """
     check_device(device)
     first, second = locate(before), locate(after)
+    for directory in (first, second):
+        refuse_images(directory, "Comparing texts", "Compare its cache policies: `modicum compare-kv`.")
     tokenizer = load_tokenizer(first)
     stream = token_stream(load_text(text, "heldout"), tokenizer, tokens)
     models = [load_model(path, dtype, device) for path in (first, second)]

@@ -1,0 +1,16 @@
+"""The Python interface: load, compress, compare; draw under a cache policy and compare policies."""
+
+from modicum.api.language import RecipeLike, as_recipe, compare, compress, layer_records, plan, prepare
+from modicum.api.loading import load, save
+
+__all__ = [
+    "RecipeLike",
+    "as_recipe",
+    "compare",
+    "compress",
+    "layer_records",
+    "load",
+    "plan",
+    "prepare",
+    "save",
+]

@@ -1,0 +1,35 @@
+"""Open any model, save any model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from modicum.models.image_models import image_kind, load_image_model
+from modicum.pipeline.loading import load_model
+from modicum.pipeline.run import check_device
+from modicum.pipeline.saving import save_model
+from modicum.zoo.locate import locate
+
+save = save_model
+
+
+def load(model: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> nn.Module:
+    """Open a model: a directory, a nano model's name, or a hub id. Integer weights stay packed.
+
+    Args:
+        model: what to open: a language model, or one that draws images (VAR, Infinity).
+        dtype: compute dtype; by default that of the checkpoint, and float32 for models that draw.
+        device: where it goes.
+
+    Raises:
+        CheckpointError: the files are missing, corrupt, or do not fit together.
+    """
+    check_device(device)
+    directory = locate(model)
+    kind = image_kind(directory)
+    if kind is not None:
+        return load_image_model(directory, kind, dtype, device)
+    return load_model(directory, dtype, device)

@@ -1,0 +1,48 @@
+"""The models that draw images, by the `model_type` of their directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+
+from modicum.models.next_scale import NextScaleModel
+
+Kind = Literal["var", "infinity"]
+
+_LOADERS: dict[str, tuple[str, str]] = {
+    "var": ("modicum.models.var", "load_var"),
+    "infinity": ("modicum.models.infinity", "load_infinity"),
+}
+
+
+def image_kind(directory: Path) -> Kind | None:
+    """Which next-scale model a directory holds; None for anything else, damaged directories included."""
+    try:
+        kind = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return cast("Kind", kind) if isinstance(kind, str) and kind in _LOADERS else None
+
+
+def load_image_model(
+    directory: Path, kind: Kind, dtype: torch.dtype | None = None, device: str = "cpu"
+) -> NextScaleModel:
+    """A next-scale model in evaluation mode.
+
+    Args:
+        directory: as modicum writes it.
+        kind: of `image_kind`.
+        dtype: of the transformer; float32 by default. What turns features into pixels stays in float32.
+        device: where it goes.
+
+    Raises:
+        CheckpointError: files are missing, corrupt, or do not fit together.
+    """
+    module, name = _LOADERS[kind]
+    load: Callable[..., NextScaleModel] = getattr(import_module(module), name)
+    return load(directory, dtype=dtype or torch.float32, device=device)
