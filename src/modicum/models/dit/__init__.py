@@ -4,6 +4,25 @@ noise --(network, many times)--> picture or latents          labels steer, guida
 """
 
 from modicum.models.dit.config import PRESETS, DiTConfig
+from modicum.models.dit.files import convert, load_dit, save
+from modicum.models.dit.gaussian import GaussianDiffusion, Losses, Reverse
+from modicum.models.dit.model import DiT
+from modicum.models.dit.sampling import SamplingStep, denoise, seeded_noise
 from modicum.models.dit.transformer import Block, Transformer
 
-__all__ = ["Block", "DiTConfig", "PRESETS", "Transformer"]
+__all__ = [
+    "Block",
+    "DiT",
+    "DiTConfig",
+    "GaussianDiffusion",
+    "Losses",
+    "PRESETS",
+    "Reverse",
+    "SamplingStep",
+    "Transformer",
+    "convert",
+    "denoise",
+    "load_dit",
+    "save",
+    "seeded_noise",
+]

@@ -1,0 +1,109 @@
+"""DiT, SiT and TinyDiT on disk: original checkpoints in, modicum's directory out and in.
+
+The original files are pickled state dicts, opened without running code: the bare weights (`DiT-XL-2-256x256.pt`,
+TinyDiT), or what the training script saved, whose moving average under "ema" is the model. Their names are the
+model's, so that a directory holds the same tensors:
+
+    config.json          sizes
+    model.safetensors    all parameters, the position table among them, original names
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from modicum.models.dit.config import DiTConfig
+from modicum.models.dit.model import DiT
+from modicum.models.next_scale.files import fill, read_json, read_tensors, stored, write_directory
+
+CONFIG, MODEL = "config.json", "model.safetensors"
+
+
+def load_dit(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> DiT:
+    """Open a directory that `convert` or `save` wrote, in evaluation mode.
+
+    Args:
+        directory: with config.json and model.safetensors.
+        dtype: of the parameters; float16 overflows in the late blocks of large models.
+        device: where to put it.
+
+    Raises:
+        CheckpointError: a file is missing, unreadable, or at odds with the config.
+    """
+    directory = Path(directory)
+    config = DiTConfig.from_dict(read_json(directory / CONFIG, "a DiT model"))
+    return assemble(config, read_tensors(directory / MODEL), dtype).to(device)
+
+
+def convert(weights: str | Path, out: str | Path, config: DiTConfig | str, *, half: bool = False) -> Path:
+    """Write an original checkpoint as a directory that `load_dit` opens.
+
+    Args:
+        weights: `DiT-XL-2-256x256.pt`, a checkpoint of the training script, or safetensors with the same names.
+        out: directory to write; it appears whole or not at all.
+        config: sizes, or the name of a preset.
+        half: store in bfloat16.
+
+    Raises:
+        CheckpointError: the file is unreadable, lacks tensors, has others, or was made for other sizes.
+        OutputExists: `out` is there already.
+    """
+    config = DiTConfig.preset(config) if isinstance(config, str) else config
+    return save(assemble(config, read_original(Path(weights))), out, half=half)
+
+
+def read_original(path: Path) -> dict[str, Tensor]:
+    """The weights in an original file: the bare state dict, or the moving average of a training checkpoint.
+
+    Raises:
+        CheckpointError: missing, truncated, or not a state dict.
+    """
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the training script keeps its arguments
+        return read_tensors(path, inside=[("ema",)])
+
+
+def save(
+    model: DiT,
+    out: str | Path,
+    *,
+    half: bool = False,
+    extra: Mapping[str, str] | None = None,
+    tensors: Mapping[str, dict[str, Tensor]] | None = None,
+) -> Path:
+    """Write a model as a directory that `load_dit` opens.
+
+    Args:
+        model: to write.
+        out: directory that does not exist yet.
+        half: store in bfloat16.
+        extra: further text files to put beside the weights, by name.
+        tensors: further safetensors files, by name.
+
+    Raises:
+        OutputExists: `out` is there already.
+    """
+    texts = {CONFIG: json.dumps(model.config.to_dict(), indent=2) + "\n", **(extra or {})}
+    return write_directory(Path(out), texts, {MODEL: stored(model, half), **(tensors or {})})
+
+
+def assemble(config: DiTConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> DiT:
+    """A model in evaluation mode out of a state dict with original names.
+
+    Args:
+        config: sizes.
+        tensors: parameters.
+        dtype: of the parameters.
+
+    Raises:
+        CheckpointError: names or shapes do not fit the config; the message lists them.
+    """
+    with torch.device("meta"):
+        model = DiT(config)
+    fill(model, tensors, "DiT", lambda name: dtype)
+    return model.eval()
