@@ -1,0 +1,22 @@
+"""The one training loop: losses, data and parameter groups plug in; a killed training goes on with the same bytes."""
+
+from __future__ import annotations
+
+from modicum.trainer.average import Average
+from modicum.trainer.loop import Trainer
+from modicum.trainer.records import Record, Trained
+from modicum.trainer.settings import Group, Settings
+from modicum.trainer.sources import Batch, Batches, Loss, Moment
+
+__all__ = [
+    "Average",
+    "Batch",
+    "Batches",
+    "Group",
+    "Loss",
+    "Moment",
+    "Record",
+    "Settings",
+    "Trained",
+    "Trainer",
+]

@@ -1,0 +1,27 @@
+"""Where a training runs: in this process, or in the many that `accelerate launch` started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from modicum.errors import MissingExtra
+
+
+def accelerator(device: torch.device) -> Any:
+    """Accelerate's view of this process and its neighbours.
+
+    Raises:
+        MissingExtra: Accelerate is not installed.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingExtra.of("accelerate", "train", "Training") from error
+    return Accelerator(cpu=device.type == "cpu")
+
+
+def cuda_devices(device: torch.device) -> list[torch.device]:
+    """The accelerators whose generator a training touches."""
+    return [device] if device.type == "cuda" else []
