@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -219,7 +220,9 @@ def _seconds(source: Source, steps: Sequence[LayerMethod], tokens: int) -> float
     return forward + second_order + source.shards.nbytes() / 500e6
 
 
-def _flops_per_second(dtype: torch.dtype, size: int = 512) -> float:
+@cache
+def _flops_per_second(dtype: torch.dtype, size: int = 256) -> float:
+    """Measured once per process: a processor without bfloat16 units takes long for even one product."""
     a = torch.ones(size, size, dtype=dtype)
     a @ a
     started = time.perf_counter()
