@@ -35,7 +35,7 @@ class WatchedCache:
 
     def __init__(self, inner: Cache, layers: int, progress: MapProgress) -> None:
         self.inner, self.layers, self.progress = inner, layers, progress
-        self.carried: list[int] = []  # bytes that all layers hold once a map is done
+        self.carried: list[int] = []  # bytes that all layers hold for map 1, 2, ...
         self._maps = 0
 
     def begin(self, schedule: Schedule) -> None:
@@ -52,7 +52,8 @@ class WatchedCache:
         """Called once attention over map `scale` is done in this layer."""
         self.inner.settle(layer, scale, queries)
         if layer == self.layers - 1:
-            self.carried.append(self.inner.nbytes)
+            if scale + 1 < self._maps:
+                self.carried.append(self.inner.nbytes)
             self.progress(scale + 1, self._maps)
 
 

@@ -11,10 +11,10 @@ from html import escape
 from statistics import fmean
 
 from modicum.evaluate import LayerRecord
+from modicum.report.svg import SMALL, svg, text_at
 from modicum.report.units import byte_size, number, percent
 
 LABEL, CELL_HEIGHT, AXIS = 58, 30, 24  # pixels: row labels, one row, the line of block numbers
-SMALL = 412  # pixels: two pictures of this width fit side by side, and one shrinks to fit a phone
 VALUES_FIT = 16  # blocks up to which each cell is wide enough for its number
 OUTSIDE = "rest"  # the column of layers that belong to no block
 
@@ -57,9 +57,9 @@ def heat_map(layers: Sequence[LayerRecord], quantity: Quantity) -> str | None:
         for column, block in enumerate(blocks)
         if (found := [layer for layer in known if layer.role == role and _block(layer) == block])
     ]
-    labels = [_text(LABEL - 10, (row + 0.5) * CELL_HEIGHT, role, "end") for row, role in enumerate(roles)]
+    labels = [text_at(LABEL - 10, (row + 0.5) * CELL_HEIGHT, role, "end") for row, role in enumerate(roles)]
     height = len(roles) * CELL_HEIGHT
-    return _svg(
+    return svg(
         LABEL + len(blocks) * step,
         height + AXIS,
         f"{quantity.title} by block and role",
@@ -85,11 +85,11 @@ def size_chart(layers: Sequence[LayerRecord]) -> str | None:
         shapes += _bar("stored", x, width, top, height, stored / full)
         if len(blocks) <= VALUES_FIT:
             y = top + height * (1 - max(stored, dense) / full) - 9
-            shapes += _text(x + width / 2, y, f"{100 * stored / dense:.0f} %", "middle")
+            shapes += text_at(x + width / 2, y, f"{100 * stored / dense:.0f} %", "middle")
         bars.append(f"<g><title>{escape(title)}</title>{shapes}</g>")
-    axis = [_text(LABEL - 10, top, byte_size(full), "end"), _text(LABEL - 10, top + height, "0", "end")]
+    axis = [text_at(LABEL - 10, top, byte_size(full), "end"), text_at(LABEL - 10, top + height, "0", "end")]
     labels = _block_axis(blocks, step, top + height + AXIS / 2 + 2)
-    return _svg(LABEL + len(blocks) * step, top + height + AXIS, "Size by block", [*bars, *axis, *labels])
+    return svg(LABEL + len(blocks) * step, top + height + AXIS, "Size by block", [*bars, *axis, *labels])
 
 
 def colour_scale(layers: Sequence[LayerRecord], quantity: Quantity) -> tuple[str, str]:
@@ -115,7 +115,9 @@ def _cell(
         f'<rect class="{quantity.colour}" x="{x + 1:.1f}" y="{y + 1:.1f}" width="{width - 2:.1f}" '
         f'height="{CELL_HEIGHT - 2}" rx="3" fill-opacity="{opacity:.3f}"/>'
     )
-    label = _text(x + width / 2, y + CELL_HEIGHT / 2, quantity.short(mean), "middle", "value") if text else ""
+    label = (
+        text_at(x + width / 2, y + CELL_HEIGHT / 2, quantity.short(mean), "middle", "value") if text else ""
+    )
     return f"<g><title>{escape(title)}</title>{shape}{label}</g>"
 
 
@@ -127,7 +129,7 @@ def _bar(kind: str, x: float, width: float, top: float, height: float, share: fl
 def _block_axis(blocks: list[str], step: float, y: float) -> list[str]:
     every = -(-28 // int(step))  # labels need about 28 pixels
     return [
-        _text(LABEL + (column + 0.5) * step, y, block, "middle")
+        text_at(LABEL + (column + 0.5) * step, y, block, "middle")
         for column, block in enumerate(blocks)
         if column % every == 0 or block == OUTSIDE
     ]
@@ -152,15 +154,3 @@ def _step(blocks: list[str]) -> int:
 
 def _sizes(layers: list[LayerRecord]) -> tuple[int, int]:
     return sum(layer.nbytes or 0 for layer in layers), sum(layer.dense_nbytes or 0 for layer in layers)
-
-
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "label") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _svg(width: float, height: float, label: str, parts: list[str]) -> str:
-    kind = "small" if width <= SMALL else "large"
-    return (
-        f'<svg class="{kind}" role="img" aria-label="{escape(label)}" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'width="{width:.0f}" height="{height:.0f}">{"".join(parts)}</svg>'
-    )

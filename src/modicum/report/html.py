@@ -6,7 +6,6 @@ reader's light or dark setting. All text that comes from models, files or users 
 
 from __future__ import annotations
 
-import os
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +13,7 @@ from string import Template
 
 from modicum.evaluate import Comparison
 from modicum.report import sections
+from modicum.report.files import write_whole
 from modicum.report.rows import headline
 
 
@@ -31,25 +31,36 @@ def write_report(comparison: Comparison, directory: str | Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     comparison.save(directory / "report.json")
     page = directory / "report.html"
-    partial = page.with_name("report.html.partial")
-    partial.write_text(render(comparison), encoding="utf-8")
-    os.replace(partial, page)
+    write_whole(page, render(comparison).encode())
     return page
 
 
 def render(comparison: Comparison) -> str:
     """The page as text."""
-    package = files("modicum.report")
-    template = Template(package.joinpath("template.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        style=package.joinpath("style.css").read_text(encoding="utf-8"),
+    return fill(
+        "template.html",
+        images="",
+        style=resource("style.css"),
         name=escape(comparison.name),
         headline=escape(headline(comparison)),
         lead=sections.lead(comparison),
         tiles=sections.tiles(comparison),
-        table=sections.table(comparison),
-        layers=sections.layers(comparison),
-        samples=sections.samples(comparison),
-        recipe=sections.recipe(comparison),
-        measurement=sections.measurement(comparison),
+        body=fill(
+            "comparison.html",
+            table=sections.table(comparison),
+            layers=sections.layers(comparison),
+            samples=sections.samples(comparison),
+            recipe=sections.recipe(comparison),
+            measurement=sections.measurement(comparison),
+        ),
     )
+
+
+def fill(template: str, **parts: str) -> str:
+    """A template of this package with its parts put in; they are HTML."""
+    return Template(resource(template)).substitute(parts)
+
+
+def resource(name: str) -> str:
+    """A text file of this package."""
+    return files("modicum.report").joinpath(name).read_text(encoding="utf-8")

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-import os
-from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-
-from modicum.errors import OutputExists
 
 GAP = 2  # pixels between two images
 PAPER = 1.0  # white
@@ -65,21 +61,3 @@ def to_png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def check_free(path: Path, overwrite: bool) -> None:
-    """Refuse a file that is there already, before any work is done.
-
-    Raises:
-        OutputExists: it is there, and may not be replaced.
-    """
-    if path.exists() and not overwrite:
-        raise OutputExists(f"{path} exists.", "Name another file, or pass --overwrite.")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole: under a temporary name first, in a directory that is made if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

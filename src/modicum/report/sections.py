@@ -12,7 +12,8 @@ import yaml
 
 from modicum.evaluate import Comparison, LayerRecord, Sample
 from modicum.report.figures import QUANTITIES, colour_scale, heat_map, size_chart
-from modicum.report.rows import Row, Value, comparison_rows
+from modicum.report.parts import cell, facts, figure, section, tile
+from modicum.report.rows import Row, comparison_rows
 from modicum.report.units import NOT_MEASURED, byte_size, number, percent, ratio
 
 _PHRASE = re.compile(r"\S(?:[^\n]*\S)?")  # the inked part of a line; indentation is not worth marking
@@ -43,10 +44,7 @@ def tiles(comparison: Comparison) -> str:
             noise = change.lowest <= 1 <= change.highest
             note = ", within noise" if noise else ""
             found.append((ratio(change.median), f"{label} speed{note}", "soft" if noise else ""))
-    return "".join(
-        f'<li class="{kind}"><strong>{escape(value)}</strong><span>{escape(label)}</span></li>'
-        for value, label, kind in found
-    )
+    return "".join(tile(*each) for each in found)
 
 
 def table(comparison: Comparison) -> str:
@@ -66,19 +64,19 @@ def layers(comparison: Comparison) -> str:
             continue
         low, high = colour_scale(comparison.layers, quantity)
         scale = f'<span class="scale {quantity.colour}">{escape(low)}<i></i>{escape(high)}</span>'
-        figures.append(_figure(quantity.title, picture, scale))
+        figures.append(figure(quantity.title, picture, scale))
     if sizes := size_chart(comparison.layers):
         key = '<span class="key"><i class="stored"></i>stored<i class="dense"></i>original</span>'
-        figures.append(_figure("Bytes by block", sizes, key))
+        figures.append(figure("Bytes by block", sizes, key))
     grid = f'<div class="figures">{"".join(figures)}</div>'
-    return _section("Where it happened", grid + _layer_table(comparison.layers))
+    return section("Where it happened", grid + _layer_table(comparison.layers))
 
 
 def samples(comparison: Comparison) -> str:
     """Texts of both models side by side, with the words that differ marked."""
     if not comparison.samples:
         return ""
-    return _section("What it writes", "".join(_sample(sample) for sample in comparison.samples))
+    return section("What it writes", "".join(_sample(sample) for sample in comparison.samples))
 
 
 def recipe(comparison: Comparison) -> str:
@@ -89,7 +87,7 @@ def recipe(comparison: Comparison) -> str:
         parts.append(f"<pre>{escape(text)}</pre>")
     if comparison.command is not None:
         parts.append(f"<p>Repeat it with</p><pre>{escape(comparison.command)}</pre>")
-    return _section("How it was made", "".join(parts)) if parts else ""
+    return section("How it was made", "".join(parts)) if parts else ""
 
 
 def measurement(comparison: Comparison) -> str:
@@ -99,22 +97,15 @@ def measurement(comparison: Comparison) -> str:
         protocol |= comparison.protocol.model_dump()
         protocol["stride"] = protocol["stride"] or "window"
     protocol["seed"] = comparison.seed
-    return _facts("Protocol", protocol) + _facts("Environment", comparison.environment)
+    return facts("Protocol", protocol) + facts("Environment", comparison.environment)
 
 
 def _table_row(row: Row) -> str:
     unit = f"<small>{escape(row.unit)}</small>" if row.unit else ""
     return (
-        f'<tr><th scope="row">{escape(row.label)} {unit}</th><td>{_value(row.before)}</td>'
-        f'<td>{_value(row.after)}</td><td class="change {row.verdict}">{_value(row.change)}</td></tr>'
+        f'<tr><th scope="row">{escape(row.label)} {unit}</th><td>{cell(row.before)}</td>'
+        f'<td>{cell(row.after)}</td><td class="change {row.verdict}">{cell(row.change)}</td></tr>'
     )
-
-
-def _value(value: Value) -> str:
-    spread = f"<small>{escape(value.spread)}</small>" if value.spread else ""
-    if value.exact is None:
-        return f'<span class="missing">{escape(value.text)}</span>' if value.text else ""
-    return f'<data value="{value.exact!r}">{escape(value.text)}</data>{spread}'
 
 
 def _sample(sample: Sample) -> str:
@@ -138,7 +129,7 @@ def _marked(before: str, after: str) -> tuple[str, str]:
 
 
 def _layer_table(records: Iterable[LayerRecord]) -> str:
-    def cell(value: float | None, write: Any) -> str:
+    def written(value: float | None, write: Any) -> str:
         return (
             f"<td>{escape(write(value))}</td>"
             if value is not None
@@ -146,9 +137,9 @@ def _layer_table(records: Iterable[LayerRecord]) -> str:
         )
 
     rows = "".join(
-        f'<tr><th scope="row">{escape(each.name)}</th>{cell(each.sparsity, percent)}'
-        f"{cell(each.bits_per_weight, number)}{cell(each.relative_error, number)}"
-        f"{cell(each.nbytes, byte_size)}{cell(each.dense_nbytes, byte_size)}</tr>"
+        f'<tr><th scope="row">{escape(each.name)}</th>{written(each.sparsity, percent)}'
+        f"{written(each.bits_per_weight, number)}{written(each.relative_error, number)}"
+        f"{written(each.nbytes, byte_size)}{written(each.dense_nbytes, byte_size)}</tr>"
         for each in records
     )
     heads = ("Layer", "Sparsity", "Bits per weight", "Relative error", "Stored", "Original")
@@ -158,29 +149,3 @@ def _layer_table(records: Iterable[LayerRecord]) -> str:
         f'<div class="scroll"><table class="layers"><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div></details>"
     )
-
-
-def _facts(title: str, facts: dict[str, Any]) -> str:
-    lines = "".join(
-        f"<div><dt>{escape(key.replace('_', ' '))}</dt><dd>{_fact(value)}</dd></div>"
-        for key, value in facts.items()
-    )
-    return f"<div><h3>{escape(title)}</h3><dl>{lines}</dl></div>" if lines else ""
-
-
-def _fact(value: Any) -> str:
-    if value is None:
-        return '<span class="missing">unknown</span>'
-    if isinstance(value, list | tuple):
-        return escape(", ".join(map(str, value)))
-    return escape(f"{value:,}" if isinstance(value, int) else str(value))
-
-
-def _figure(title: str, picture: str, key: str) -> str:
-    return (
-        f'<figure><figcaption>{escape(title)}{key}</figcaption><div class="scroll">{picture}</div></figure>'
-    )
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>"
