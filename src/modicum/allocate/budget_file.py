@@ -72,13 +72,11 @@ def read_budget(
 
 def _entry(budget: CacheBudget, k: int, drafters: Drafters, limit: int) -> Entry:
     """What the file says of map k; layers that hold less than their share follow from the earlier maps."""
-    column = [row[k] for row in budget.tokens]
     members = [(layer, k) in drafters for layer in range(budget.layers)]
-    drafted = [tokens for tokens, member in zip(column, members, strict=True) if member]
-    refined = [tokens for tokens, member in zip(column, members, strict=True) if not member]
+    refined = [row[k] for row, member in zip(budget.tokens, members, strict=True) if not member]
+    most = max(row[k] for row in budget.tokens)
     blocks = {f"Block {layer}": int(member) for layer, member in enumerate(members)}
-    most, least = max(drafted or refined), max(refined or drafted)
-    return {**blocks, "High": len(drafted), "Max": most, "Min": least, "Limit": limit}
+    return {**blocks, "High": sum(members), "Max": most, "Min": max(refined, default=most), "Limit": limit}
 
 
 def _budget(entries: dict[str, Entry], schedule: Schedule, layers: int) -> CacheBudget:

@@ -27,7 +27,7 @@ BYTES = {"B": 1} | {
     for suffix, base, prefixes in (("B", 1000, "kMGT"), ("iB", 1024, "KMGT"))
     for power, prefix in enumerate(prefixes)
 }
-_WRITTEN = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[kKMGT]?i?B)?")
+_WRITTEN = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(%|[kKMGT]?i?B)?")
 
 
 @dataclass(frozen=True)
