@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import modicum.models.architectures  # noqa: F401  (fills the table of families)
+import modicum.models.architectures
+import modicum.models.image_families  # noqa: F401  (fills the table of families)
 from modicum.models.anatomy import Anatomy, Block, ExpertsView, Layer, ResolvedFold, Skipped
 from modicum.models.checkpoint_map import CheckpointMap, SourceTensor, disk_names
 from modicum.models.families import Experts, Family, Fold, family_of, register, supported

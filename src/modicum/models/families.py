@@ -12,6 +12,7 @@ else is relative to one block. A role is what a matrix does, in one short vocabu
     fc1 fc2                plain feed-forward
     in x out               state-space mixer
     conv1 conv2 conv3 shortcut   residual convolutions
+    ada                    shifts, scales and gates out of a condition
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ class Family:
         skip: path of a parameter or module of a block that must stay as it is -> why.
         renames: (regular expression on the model's name, replacement) pairs that give older names on disk.
         tuple_output: length of the tuple a block returns, hidden states first; 0 if it returns only them.
+        depth: what the config calls the number of blocks.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Family:
     skip: Mapping[str, str] = field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
     tuple_output: int = 0
+    depth: str = "num_hidden_layers"
 
 
 _FAMILIES: dict[str, Family] = {}

@@ -1,0 +1,98 @@
+"""Groups of consecutive blocks, N of M of which stay: [[N1, M1], [N2, M2], ...], the M adding up to the depth.
+
+    depth 6, "1:2"   ->  blocks 0 1 | 2 3 | 4 5, one of each two stays
+
+A group's candidates are the C(M, N) ways to keep N of its M blocks, as 0/1 rows in lexicographic order of the kept
+indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, combinations
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator
+from torch import Tensor
+
+from modicum.errors import InvalidSetting
+
+Groups = tuple[tuple[int, int], ...]
+
+
+def _parsed(value: Any) -> Any:
+    """ "1:2" stays one pattern; "1:2, 2:3" and lists become pairs."""
+    if isinstance(value, str) and "," not in value:
+        _pair(value)
+        return value
+    if isinstance(value, str):
+        value = value.split(",")
+    if isinstance(value, Sequence) and value:
+        return tuple(_pair(part) for part in value)
+    raise ValueError("give a pattern such as 1:2, or a list such as [[1, 2], [2, 3]]")
+
+
+def _pair(part: Any) -> tuple[int, int]:
+    """(N, M) of "N:M" or [N, M].
+
+    Raises:
+        ValueError: not two whole numbers with 1 <= N <= M.
+    """
+    pieces = part.split(":") if isinstance(part, str) else part
+    try:
+        keep, of = (int(piece) for piece in pieces)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{part!r} is not a pattern N:M") from error
+    if not 1 <= keep <= of:
+        raise ValueError(f"{keep}:{of} keeps {keep} of {of} blocks; N must lie between 1 and M")
+    return keep, of
+
+
+GroupSetting = Annotated[str | Groups, BeforeValidator(_parsed)]
+"""A setting: "1:2" for the whole stack, or one pair per group."""
+
+
+def as_groups(setting: str | Groups, depth: int) -> Groups:
+    """The groups of a stack of `depth` blocks; a single pattern is repeated.
+
+    Raises:
+        InvalidSetting: the groups do not add up to the depth.
+    """
+    if isinstance(setting, str):
+        keep, of = _pair(setting)
+        groups: Groups = ((keep, of),) * (depth // of)
+    else:
+        groups = setting
+    covered = sum(of for _, of in groups)
+    if covered != depth:
+        raise InvalidSetting(
+            f"The groups {setting} cover {covered} blocks; the model has {depth}.",
+            "The second numbers must add up to the number of blocks.",
+        )
+    return groups
+
+
+def candidates(keep: int, of: int) -> Tensor:
+    """All ways to keep `keep` of `of` blocks: float32 0/1 `[C(of, keep), of]`."""
+    kept = torch.tensor(list(combinations(range(of), keep)))  # [C, keep]
+    return torch.zeros(len(kept), of).scatter_(1, kept, 1.0)
+
+
+def spans(groups: Groups) -> list[range]:
+    """The indices of the blocks of each group."""
+    ends = list(accumulate(of for _, of in groups))
+    return [range(end - of, end) for end, (_, of) in zip(ends, groups, strict=True)]
+
+
+def last_of_groups(kept: Sequence[int], groups: Groups) -> list[tuple[int, int]]:
+    """For each group, its last kept block (as an index among the kept) and its last block of all.
+
+    What leaves these two should be alike: this is where a pruned model is held against the whole one.
+
+    Args:
+        kept: ascending indices of the blocks that stay, `keep` in every group.
+        groups: of the whole stack.
+    """
+    ends = accumulate(sum(block in span for block in kept) for span in spans(groups))
+    return [(end - 1, span[-1]) for end, span in zip(ends, spans(groups), strict=True)]
