@@ -178,8 +178,7 @@ class SelectiveCache(Cache):
                 order of time.
         """
         keys, values = self._held[layer]
-        rows = index[..., None].expand(*index.shape, keys.shape[-1])  # [rows, heads, kept, head_dim]
-        kept = keys.gather(2, rows), values.gather(2, rows[..., : values.shape[-1]])
+        kept = _chosen(keys, index), _chosen(values, index)
         self._account(self.allocated_nbytes + _fresh_nbytes(kept, self._held[layer]))
         self._held[layer] = kept
 
@@ -196,6 +195,13 @@ def _fresh_nbytes(tensors: Sequence[Tensor], known: Sequence[Tensor]) -> int:
     known_storages = {tensor.untyped_storage().data_ptr() for tensor in known}
     storages = [tensor.untyped_storage() for tensor in tensors]
     return sum(storage.nbytes() for storage in storages if storage.data_ptr() not in known_storages)
+
+
+def _chosen(entries: Tensor, index: Tensor) -> Tensor:
+    """`[rows, heads, tokens, head_dim]` at `[rows, heads, kept]`; copies whole tokens, where gather copies numbers."""
+    rows, heads, tokens, _ = entries.shape
+    first = torch.arange(0, rows * heads * tokens, tokens, device=index.device).view(rows, heads, 1)
+    return entries.flatten(0, 2).index_select(0, (index + first).flatten()).view(*index.shape, -1)
 
 
 def _room(like: Tensor, tokens: int) -> Tensor:
