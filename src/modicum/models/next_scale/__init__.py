@@ -15,7 +15,7 @@ from modicum.models.next_scale.attention import FeedForward, ModulatedNorm, Self
 from modicum.models.next_scale.cache import Cache, FullCache, KVCache, SelectiveCache
 from modicum.models.next_scale.model import AttentionShape, NextScaleModel
 from modicum.models.next_scale.queries import Queries
-from modicum.models.next_scale.sampling import draw, generators, keep_top_k, keep_top_p, soft_choice
+from modicum.models.next_scale.sampling import draw, generators, keep_top_k, keep_top_p, per_map, soft_choice
 from modicum.models.next_scale.schedule import Schedule
 
 __all__ = [
@@ -36,5 +36,6 @@ __all__ = [
     "keep_top_k",
     "keep_top_p",
     "modulate",
+    "per_map",
     "soft_choice",
 ]

@@ -129,18 +129,23 @@ def refuse(part: str, faults: Sequence[str]) -> None:
         )
 
 
-def stored(module: nn.Module, half: bool, derived: Collection[str] = ()) -> dict[str, Tensor]:
-    """The tensors of a module as they go to a file: on the CPU, contiguous, without the derived ones."""
+def stored(
+    module: nn.Module, half: Callable[[str], bool], derived: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """The tensors of a module as they go to a file: on the CPU, contiguous, without the derived ones.
 
-    def kept(tensor: Tensor) -> Tensor:
-        narrow = half and tensor.is_floating_point()
+    Args:
+        module: to store.
+        half: whether the floating-point tensor of a name becomes bfloat16.
+        derived: endings of names that are left out.
+    """
+
+    def kept(name: str, tensor: Tensor) -> Tensor:
+        narrow = tensor.is_floating_point() and half(name)
         return tensor.detach().to("cpu", torch.bfloat16 if narrow else tensor.dtype).contiguous()
 
-    return {
-        name: kept(tensor)
-        for name, tensor in module.state_dict().items()
-        if not name.endswith(tuple(derived))
-    }
+    state = module.state_dict().items()
+    return {name: kept(name, tensor) for name, tensor in state if not name.endswith(tuple(derived))}
 
 
 def write_directory(out: Path, texts: Mapping[str, str], tensors: Mapping[str, dict[str, Tensor]]) -> Path:

@@ -14,6 +14,28 @@ from torch import Tensor
 from modicum.errors import InvalidSetting
 
 Seed = int | Sequence[int] | None
+PerMap = float | Sequence[float]
+
+
+def per_map(name: str, value: PerMap, maps: int, *, above: float | None = None) -> list[float]:
+    """A setting that is the same for all maps or has one value per map, as one value per map.
+
+    Args:
+        name: of the setting, for the message.
+        value: one, or as many as maps.
+        maps: of the image.
+        above: every value must be larger; by default it must not be negative.
+
+    Raises:
+        InvalidSetting: another number of values, or one out of range.
+    """
+    values = [float(value)] * maps if isinstance(value, int | float) else [float(one) for one in value]
+    if len(values) != maps:
+        raise InvalidSetting(f"{len(values)} values of {name} for {maps} maps.", "Give one, or one per map.")
+    if not all(one > above if above is not None else one >= 0 for one in values):
+        bound = "at least 0" if above is None else f"above {above:g}"
+        raise InvalidSetting(f"{name} is {value}.", f"Give values {bound}.")
+    return values
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

@@ -88,8 +88,8 @@ def save(
     sizes = {"model_type": "var", **model.config.to_dict()}
     texts = {CONFIG: json.dumps(sizes, indent=2) + "\n", **(extra or {})}
     weights = {
-        MODEL: stored(model.transformer, half, _DERIVED),
-        VAE: stored(model.vae, half, _DERIVED),
+        MODEL: stored(model.transformer, lambda _: half, _DERIVED),
+        VAE: stored(model.vae, lambda _: half, _DERIVED),
         **(tensors or {}),
     }
     return write_directory(Path(out), texts, weights)
