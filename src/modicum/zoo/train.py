@@ -13,10 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from modicum.errors import Interrupted, ModicumError, UnknownName
-from modicum.zoo import nano_lm, nano_var
+from modicum.zoo import nano_dit, nano_lm, nano_var
 from modicum.zoo.loop import Budget
 
-RECIPES: dict[str, Callable[..., None]] = {"nano-lm": nano_lm.train, "nano-var": nano_var.train}
+RECIPES: dict[str, Callable[..., None]] = {
+    "nano-dit": nano_dit.train,
+    "nano-lm": nano_lm.train,
+    "nano-var": nano_var.train,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
