@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from modicum.errors import OutputExists
 from modicum.models.var import VAR, VQVAE, VAEConfig, VARConfig, load_var
 from modicum.zoo import names, path
-from modicum.zoo.digits import CLASSES, SIDE, Judge
+from modicum.zoo.digits import CLASSES, SIDE, Judge, load_judge
 from modicum.zoo.loop import Budget
 from modicum.zoo.nano_var import train
 from modicum.zoo.nano_var_tokenizer import start_codebook
@@ -102,9 +101,9 @@ def nano() -> VAR:
 
 @pytest.fixture(scope="module")
 def judge() -> Judge:
-    judge = Judge()
-    judge.load_state_dict(load_file(path("nano-var") / "judge.safetensors"))
-    return judge.eval()
+    found = load_judge(path("nano-var"))
+    assert found is not None
+    return found
 
 
 @shipped

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from modicum.errors import InvalidSetting
 from modicum.models.image_models import image_kind, load_image_model
 from modicum.pipeline.loading import load_model
 from modicum.pipeline.run import check_device
@@ -16,20 +17,33 @@ from modicum.zoo.locate import locate
 save = save_model
 
 
-def load(model: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> nn.Module:
+def load(
+    model: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    text_encoder: str | Path | None = None,
+) -> nn.Module:
     """Open a model: a directory, a nano model's name, or a hub id. Integer weights stay packed.
 
     Args:
         model: what to open: a language model, or one that draws images (VAR, Infinity).
         dtype: compute dtype; by default that of the checkpoint, and float32 for models that draw.
         device: where it goes.
+        text_encoder: directory of flan-t5-xl, for an Infinity that is to read prompts.
 
     Raises:
+        InvalidSetting: a text encoder for a model that takes none.
         CheckpointError: the files are missing, corrupt, or do not fit together.
     """
     check_device(device)
     directory = locate(model)
     kind = image_kind(directory)
+    if text_encoder is not None and kind != "infinity":
+        raise InvalidSetting(
+            f"{directory.name} reads text without a separate encoder, or none at all.",
+            "Leave the text encoder out.",
+        )
     if kind is not None:
-        return load_image_model(directory, kind, dtype, device)
+        return load_image_model(directory, kind, dtype, device, text_encoder)
     return load_model(directory, dtype, device)

@@ -78,7 +78,7 @@ class CacheComparison(_Record):
         images: how many were drawn under each policy.
         at_once: images per batch, to which bytes and seconds belong.
         seeds: one per image.
-        inputs: what was drawn, one entry per image: labels or prompts.
+        captions: what each image shows: its label or its prompt.
         sampling: guidance, filters and the like.
         rounds: how often every batch was timed.
         feature_space: where the Frechet distance lives; None if it was not taken.
@@ -94,7 +94,7 @@ class CacheComparison(_Record):
     images: int
     at_once: int
     seeds: tuple[int, ...]
-    inputs: dict[str, list[Any]] = {}
+    captions: tuple[str, ...] = ()
     sampling: dict[str, Any] = {}
     rounds: int
     feature_space: str | None = None

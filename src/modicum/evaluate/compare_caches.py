@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,11 @@ class Attachable(Protocol):
         ...
 
 
+Fitted = TypeVar("Fitted", bound=Attachable, covariant=True)
+
+
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(Generic[Fitted]):
     """A policy to be compared.
 
     Attributes:
@@ -44,7 +47,7 @@ class Candidate:
         facts: fields of its `CacheEntry` that describe it: policy, budget, settings, tokens, drafters.
     """
 
-    policy: Attachable
+    policy: Fitted
     facts: Mapping[str, Any]
 
 
@@ -67,7 +70,7 @@ class _Runs:
 
 def compare_caches(
     model: NextScaleModel,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Candidate[Attachable]],
     request: Request,
     *,
     features: Features | None = None,
@@ -111,7 +114,9 @@ def compare_caches(
     return entries, pictures
 
 
-def _entry(candidate: Candidate, run: _Runs, full: _Runs, quality: Mapping[str, Any]) -> CacheEntry:
+def _entry(
+    candidate: Candidate[Attachable], run: _Runs, full: _Runs, quality: Mapping[str, Any]
+) -> CacheEntry:
     ratios = [own / base for own, base in zip(run.seconds, full.seconds, strict=True)]
     return CacheEntry(
         **candidate.facts,

@@ -85,25 +85,31 @@ class Request:
 
     Attributes:
         inputs: arguments of the model's `generate` with one entry per image, such as labels.
+        captions: what each image is to show, for people.
+        schedule: maps of each image.
         seeds: one per image.
         settings: further arguments of `generate`, the same for all images.
         at_once: images per batch.
+        pack: turns the inputs of a batch from lists into what `generate` takes.
 
     Raises:
         InvalidSetting: no image at all, or inputs of another number than there are seeds.
     """
 
     inputs: Mapping[str, Sequence[Any]]
+    captions: tuple[str, ...]
+    schedule: Schedule
     seeds: tuple[int, ...]
     settings: Mapping[str, Any]
     at_once: int = 8
+    pack: Callable[[list[Any]], Any] = list
 
     def __post_init__(self) -> None:
         if not self.seeds or self.at_once < 1:
             raise InvalidSetting(
                 f"{len(self.seeds)} images are to be drawn, {self.at_once} at once.", "Ask for 1 or more."
             )
-        for name, entries in self.inputs.items():
+        for name, entries in {**self.inputs, "captions": self.captions}.items():
             if len(entries) != len(self.seeds):
                 raise InvalidSetting(
                     f"There are {len(entries)} {name} for {len(self.seeds)} images.", "Give one per image."
@@ -116,7 +122,7 @@ class Request:
 
     def part(self, images: slice) -> dict[str, Any]:
         """Arguments of `generate` for some of the images."""
-        chosen = {name: list(entries[images]) for name, entries in self.inputs.items()}
+        chosen = {name: self.pack(list(entries[images])) for name, entries in self.inputs.items()}
         return {**chosen, "seed": list(self.seeds[images]), **self.settings}
 
 

@@ -30,7 +30,11 @@ def image_kind(directory: Path) -> Kind | None:
 
 
 def load_image_model(
-    directory: Path, kind: Kind, dtype: torch.dtype | None = None, device: str = "cpu"
+    directory: Path,
+    kind: Kind,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    text_encoder: str | Path | None = None,
 ) -> NextScaleModel:
     """A next-scale model in evaluation mode.
 
@@ -39,10 +43,12 @@ def load_image_model(
         kind: of `image_kind`.
         dtype: of the transformer; float32 by default. What turns features into pixels stays in float32.
         device: where it goes.
+        text_encoder: directory of the text encoder, for a model that reads prompts.
 
     Raises:
         CheckpointError: files are missing, corrupt, or do not fit together.
     """
     module, name = _LOADERS[kind]
     load: Callable[..., NextScaleModel] = getattr(import_module(module), name)
-    return load(directory, dtype=dtype or torch.float32, device=device)
+    reads = {} if text_encoder is None else {"text_encoder": text_encoder}
+    return load(directory, dtype=dtype or torch.float32, device=device, **reads)

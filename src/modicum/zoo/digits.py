@@ -11,9 +11,11 @@ verdict, and the Frechet distance between its features of generated and of held-
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -120,6 +122,16 @@ class Judge(nn.Module):
         """Frechet distance between these images and the held-out real ones; 0 is the best."""
         mean, covariance = moments(self.features(images))
         return frechet(mean, covariance, self.real_mean.double(), self.real_covariance.double())
+
+
+def load_judge(directory: Path) -> Judge | None:
+    """The judge beside a model that draws digits, in evaluation mode; None if there is none."""
+    file = directory / "judge.safetensors"
+    if not file.is_file():
+        return None
+    judge = Judge()
+    judge.load_state_dict(load_file(file))
+    return judge.eval()
 
 
 def train_judge(seed: int = 0, epochs: int = 30) -> Judge:

@@ -1,0 +1,97 @@
+"""Cache policies by name: settings, budget, and the fit to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from modicum.allocate.cache_size import parse_budget
+from modicum.api.inputs import calibration, guided
+from modicum.cache import CacheMethod, CachePolicy
+from modicum.errors import InvalidSetting, UnknownName
+from modicum.evaluate.drawing import Request
+from modicum.evaluate.inference import device_of
+from modicum.method import Context, build, registry
+from modicum.models import Anatomy
+from modicum.models.next_scale import NextScaleModel
+
+FAMILY = "cache."
+
+
+def cache_methods() -> dict[str, type[CacheMethod]]:
+    """All cache policies by their short names."""
+    found = {name.removeprefix(FAMILY): method for name, method in registry().items()}
+    return {name: method for name, method in found.items() if issubclass(method, CacheMethod)}
+
+
+def cache_method(
+    name: str, budget: str | None = None, settings: Mapping[str, Any] | None = None
+) -> CacheMethod:
+    """A cache policy by name, not yet fitted.
+
+    Args:
+        name: such as "scalekv".
+        budget: "10%", "650" (tokens) or "8GB".
+        settings: of the method.
+
+    Raises:
+        UnknownName: there is no such policy or setting; the hint is the nearest one.
+        InvalidSetting: a budget for a policy without one, or a value out of range.
+    """
+    methods, short = cache_methods(), name.removeprefix(FAMILY)
+    if short not in methods:
+        raise UnknownName.among("cache policy", name, methods)
+    given = dict(settings or {})
+    if budget is not None:
+        if "budget" not in methods[short].model_fields:
+            raise InvalidSetting(f"{short} has no budget: it keeps everything.", "Leave the budget out.")
+        given["budget"] = budget
+    built = build(methods[short].name, given)
+    assert isinstance(built, CacheMethod)
+    return built
+
+
+def fit_policy(model: NextScaleModel, method: CacheMethod, wanted: Request) -> CachePolicy:
+    """Fit a cache policy to a model, for requests like this one.
+
+    Args:
+        model: VAR, Infinity.
+        method: with its settings; `rows`, unless set, is taken from the request where the budget is in bytes.
+        wanted: what will be drawn; ScaleKV measures on four images like these (see `calibration`).
+    """
+    budget = getattr(method, "budget", None)
+    if budget and parse_budget(budget).unit == "bytes" and "rows" not in method.model_fields_set:
+        images = min(wanted.at_once, len(wanted.seeds))
+        method = method.model_copy(update={"rows": images * (2 if guided(model, wanted) else 1)})
+    context = Context(
+        torch.Generator().manual_seed(0),
+        device=device_of(model),
+        dtype=model.dtype,
+        batches=calibration(model, wanted),
+    )
+    return method.fit(Anatomy.of(model), context)
+
+
+def split_settings(names: Iterable[str], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Which settings belong to which policy.
+
+    Args:
+        names: short names of policies.
+        settings: KEY, for every policy that has it, or POLICY.KEY.
+
+    Raises:
+        UnknownName: no policy of these names, or a setting that none of them has.
+    """
+    fields = {name: cache_method(name).model_fields for name in names}
+    split: dict[str, dict[str, Any]] = {name: {} for name in fields}
+    for path, value in settings.items():
+        owner, _, key = path.removeprefix(FAMILY).rpartition(".")
+        takers = [name for name in fields if owner in ("", name) and key in fields[name]]
+        if not takers:
+            known = {key for name in fields if owner in ("", name) for key in fields[name]}
+            raise UnknownName.among(f"setting of {owner or ' or '.join(fields)}", key, known)
+        for name in takers:
+            split[name][key] = value
+    return split
