@@ -47,8 +47,8 @@ class NanoDiT:
     """Sizes of the model and of its training. The defaults are those of the shipped model."""
 
     config: DiTConfig = field(default_factory=_config)
-    batch: int = 64
-    lr: float = 1.5e-3
+    batch: int = 32
+    lr: float = 1e-3
     decay: float = 0.999  # of the moving average
     digits: int | None = None  # of the training digits; None: all
     drawn_per_class: int = 50  # for the figures on the card
@@ -70,7 +70,8 @@ class Averaged(nn.Module):
     @torch.no_grad()
     def update(self) -> None:
         """Take the present weights in."""
-        averages, weights = list(self.average.parameters()), list(self.online.parameters())
+        averages: list[Tensor] = list(self.average.parameters())
+        weights: list[Tensor] = list(self.online.parameters())
         torch._foreach_lerp_(averages, weights, 1 - self.decay)
 
 

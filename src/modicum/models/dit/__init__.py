@@ -4,7 +4,7 @@ noise --(network, many times)--> picture or latents          labels steer, guida
 """
 
 from modicum.models.dit.config import PRESETS, DiTConfig
-from modicum.models.dit.files import convert, load_dit, save
+from modicum.models.dit.files import convert, load_dit, save, save_diffusers
 from modicum.models.dit.gaussian import GaussianDiffusion, Losses, Reverse
 from modicum.models.dit.model import DiT
 from modicum.models.dit.sampling import SamplingStep, denoise, seeded_noise
@@ -24,5 +24,6 @@ __all__ = [
     "denoise",
     "load_dit",
     "save",
+    "save_diffusers",
     "seeded_noise",
 ]

@@ -6,6 +6,8 @@ model's, so that a directory holds the same tensors:
 
     config.json          sizes
     model.safetensors    all parameters, the position table among them, original names
+
+Directories of diffusers (`DiTTransformer2DModel`, or a pipeline that holds one) are read and written too.
 """
 
 from __future__ import annotations
@@ -18,26 +20,36 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from modicum.models.dit import diffusers_layout
 from modicum.models.dit.config import DiTConfig
 from modicum.models.dit.model import DiT
 from modicum.models.next_scale.files import fill, read_json, read_tensors, stored, write_directory
 
 CONFIG, MODEL = "config.json", "model.safetensors"
+DIFFUSERS_MODELS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 def load_dit(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> DiT:
-    """Open a directory that `convert` or `save` wrote, in evaluation mode.
+    """Open a directory that `convert`, `save` or diffusers wrote, in evaluation mode.
 
     Args:
-        directory: with config.json and model.safetensors.
+        directory: with config.json and weights, or a diffusers pipeline with those in `transformer`.
         dtype: of the parameters; float16 overflows in the late blocks of large models.
         device: where to put it.
 
     Raises:
-        CheckpointError: a file is missing, unreadable, or at odds with the config.
+        CheckpointError: a file is missing, unreadable, or at odds with the config; or the blocks of a diffusers
+            model hold different embedders.
     """
     directory = Path(directory)
-    config = DiTConfig.from_dict(read_json(directory / CONFIG, "a DiT model"))
+    if (directory / "model_index.json").exists():
+        directory = directory / "transformer"
+    data = read_json(directory / CONFIG, "a DiT model")
+    if data.get("_class_name") == diffusers_layout.CLASS:
+        config = diffusers_layout.read_config(data)
+        tensors = diffusers_layout.from_diffusers(read_tensors(_weights(directory)), config)
+        return assemble(config, tensors, dtype).to(device)
+    config = DiTConfig.from_dict(data)
     return assemble(config, read_tensors(directory / MODEL), dtype).to(device)
 
 
@@ -89,7 +101,30 @@ def save(
         OutputExists: `out` is there already.
     """
     texts = {CONFIG: json.dumps(model.config.to_dict(), indent=2) + "\n", **(extra or {})}
-    return write_directory(Path(out), texts, {MODEL: stored(model, half), **(tensors or {})})
+    return write_directory(Path(out), texts, {MODEL: stored(model, lambda name: half), **(tensors or {})})
+
+
+def save_diffusers(model: DiT, out: str | Path) -> Path:
+    """Write a model as a directory that `DiTTransformer2DModel.from_pretrained` opens.
+
+    diffusers then computes with constants of its own; `diffusers_layout.exact` gives it the right ones.
+
+    Args:
+        model: to write.
+        out: directory that does not exist yet.
+
+    Raises:
+        InvalidSetting: a model that diffusers' class cannot be.
+        OutputExists: `out` is there already.
+    """
+    texts = {CONFIG: json.dumps(diffusers_layout.write_config(model.config), indent=2) + "\n"}
+    tensors = diffusers_layout.to_diffusers(stored(model, lambda name: False), model.config)
+    return write_directory(Path(out), texts, {DIFFUSERS_MODELS[0]: tensors})
+
+
+def _weights(directory: Path) -> Path:
+    """The file or the directory of shards with the weights of a diffusers model."""
+    return next((directory / name for name in DIFFUSERS_MODELS if (directory / name).exists()), directory)
 
 
 def assemble(config: DiTConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> DiT:

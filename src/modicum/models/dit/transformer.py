@@ -208,7 +208,8 @@ class Transformer(nn.Module):
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         for name in ("0.weight", "2.weight"):
             nn.init.normal_(self.t_embedder.mlp.get_parameter(name), std=0.02)
-        for part in (*cast("Iterable[Block]", self.blocks), self.final_layer):
+        modulated: Iterable[Block | FinalLayer] = (*cast("Iterable[Block]", self.blocks), self.final_layer)
+        for part in modulated:
             nn.init.zeros_(part.adaLN_modulation.get_parameter("1.weight"))
         nn.init.zeros_(self.final_layer.linear.weight)
         self.pos_embed.copy_(positions(self.config.hidden_size, self.config.grid))
