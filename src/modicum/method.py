@@ -37,7 +37,9 @@ from modicum.weights.properties import Property
 if TYPE_CHECKING:
     from modicum.calibrate.block import CalibratedBlock
     from modicum.calibrate.statistics import Statistics
+    from modicum.data.samples import Samples
     from modicum.models.anatomy import Anatomy
+    from modicum.trainer.objectives import Objective
     from modicum.weights.base import WeightForm
 
 FAMILIES = (
@@ -80,6 +82,10 @@ class Context:
         batches: calibration batches (keyword arguments of the model's forward).
         work_directory: scratch space that survives a restart of the run.
         progress: called with a short text whenever a step of the work is done.
+        data: training data, for methods that train.
+        objective: the loss that they train with; that of the model's kind by default.
+        teacher: the model to learn from, for methods that distil.
+        notes: what methods found out, by their name; a method adds to it, and modicum.json keeps it.
     """
 
     generator: torch.Generator
@@ -88,6 +94,10 @@ class Context:
     batches: list[dict[str, Tensor]] = field(default_factory=list)
     work_directory: Path | None = None
     progress: Callable[[str], None] = lambda text: None
+    data: Samples | None = None
+    objective: Objective | None = None
+    teacher: nn.Module | None = None
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

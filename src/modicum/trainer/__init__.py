@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from modicum.trainer.average import Average
 from modicum.trainer.loop import Trainer
+from modicum.trainer.lora import lora
+from modicum.trainer.objectives import Objective, check_batch, objective_of
 from modicum.trainer.records import Record, Trained
 from modicum.trainer.settings import Group, Settings
 from modicum.trainer.sources import Batch, Batches, Loss, Moment
@@ -15,8 +17,12 @@ __all__ = [
     "Group",
     "Loss",
     "Moment",
+    "Objective",
     "Record",
     "Settings",
     "Trained",
     "Trainer",
+    "check_batch",
+    "lora",
+    "objective_of",
 ]

@@ -1,0 +1,1 @@
+"""Methods for diffusion models: fewer blocks, fewer steps."""

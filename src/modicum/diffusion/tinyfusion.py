@@ -1,0 +1,251 @@
+"""TinyFusion: learn which blocks to remove, by how well the rest would recover.
+
+A block whose removal hurts least right now is not the one whose loss is easiest to make up for by training. So the
+choice is learned together with a cheap imitation of that training. The stack is cut into groups of M consecutive
+blocks, N of which stay; each group has one logit per way to choose them. Every forward pass draws a choice per sample
+and group (Gumbel-softmax, straight through), switches the other blocks off, and trains the logits and a LoRA update on
+the model's own loss. In the end each group keeps its likeliest choice; the update is thrown away, and what is left of
+the original weights is trained again (`distill.masked_kd`).
+
+    y = softmax((s g + gumbel) / tau), made one-hot forward       g: logits [1, C(M, N)], s: scaling
+    m = y @ candidates                                            [B, M], 1: the block is on
+    x <- m_j block_j(x) + (1 - m_j) x
+
+tau shapes the gradient only, never what is drawn; the choice sharpens because the logits move apart, s times over.
+
+Fang et al., TinyFusion: Diffusion Transformers Learned Shallow, CVPR 2025, arXiv 2412.01199. This follows the
+published code where it differs from the paper: raw logits instead of log-probabilities (equal up to a constant), and
+no weight gradient through a block that is off for a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import comb
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from modicum.errors import UnusableData
+from modicum.method import Context, ModelMethod, Paper
+from modicum.models import Anatomy
+from modicum.models.depth import Groups, GroupSetting, as_groups, candidates, gate, keep_blocks, spans, ungate
+from modicum.trainer import Batch, Group, Loss, Moment, Objective, Settings, Trainer, lora, objective_of
+
+INITIAL_LOGIT = 0.02
+
+
+class Gates(nn.Module):
+    """The logits of all groups, and masks drawn from them.
+
+    Args:
+        groups: (N, M) of each group.
+
+    Attributes:
+        tau, scaling: see the formula above.
+        generator: of the Gumbel noise, on the device of the logits.
+    """
+
+    def __init__(self, groups: Groups) -> None:
+        super().__init__()
+        self.groups = groups
+        self.logits = nn.ParameterList(torch.full((1, comb(of, keep)), INITIAL_LOGIT) for keep, of in groups)
+        self.tables = [candidates(keep, of) for keep, of in groups]
+        self.tau, self.scaling = 1.0, 1.0
+        self.generator: torch.Generator | None = None
+
+    def draw(self, batch: int) -> list[Tensor]:
+        """Gumbel noise for every group, `[batch, C]`."""
+        return [
+            -torch.empty(batch, g.shape[1], device=g.device).exponential_(generator=self.generator).log()
+            for g in self.logits
+        ]
+
+    def masks(self, noise: Sequence[Tensor]) -> Tensor:
+        """Which blocks are on, `[batch, blocks]`: exact zeros and ones, with the gradient of the softmax."""
+        with torch.autocast(noise[0].device.type, enabled=False):
+            parts = [
+                straight_through((self.scaling * g.float() + gumbel) / self.tau) @ table.to(g.device)
+                for g, gumbel, table in zip(self.logits, noise, self.tables, strict=True)
+            ]
+        return torch.cat(parts, dim=1)
+
+    def kept(self) -> list[int]:
+        """The blocks of the likeliest choice of every group; the first of equal ones."""
+        rows = [table[int(g.argmax())] for g, table in zip(self.logits, self.tables, strict=True)]
+        return [
+            block
+            for span, row in zip(spans(self.groups), rows, strict=True)
+            for block, on in zip(span, row, strict=True)
+            if on
+        ]
+
+    def confidence(self) -> list[float]:
+        """The probability of that choice, by group."""
+        return [float((self.scaling * g.detach().float()).softmax(1).max()) for g in self.logits]
+
+
+def straight_through(scores: Tensor) -> Tensor:
+    """One-hot of the largest score in every row, with the gradient of the softmax; `[B, C]`."""
+    soft = scores.softmax(dim=1)
+    hard = torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1.0)
+    return hard - soft.detach() + soft
+
+
+class GatedNetwork(nn.Module):
+    """A model that draws, for every sample of every forward pass, which of its blocks are on.
+
+    Args:
+        anatomy: of the model, whose blocks get switches; `ungate(anatomy)` takes them out again.
+        gates: the logits.
+        recompute: compute activations again in the backward pass.
+    """
+
+    def __init__(self, anatomy: Anatomy, gates: Gates, recompute: bool = False) -> None:
+        super().__init__()
+        self.switches = tuple(gate(anatomy, recompute))  # a tuple: they are modules of the model already
+        self.model = anatomy.model
+        self.gates = gates
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the model, with arguments whose first axis is the sample."""
+        batch = len(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+        self.switch(self.gates.masks(self.gates.draw(batch)))
+        return self.model(*args, **kwargs)
+
+    def switch(self, masks: Tensor) -> None:
+        """Set the switches, `[B, blocks]`."""
+        for switch, mask in zip(self.switches, masks.unbind(1), strict=True):
+            switch.mask = mask
+
+
+class TinyFusion(ModelMethod):
+    """Remove blocks, chosen by a learned mask: those without which the model recovers best.
+
+    Each group of M blocks keeps N. Logits of all choices are trained with Gumbel-softmax and straight-through masks
+    per sample, beside a low-rank update of the weights that imitates the recovery; decided by the moving average.
+    """
+
+    paper: ClassVar[Paper] = Paper(
+        "TinyFusion: Diffusion Transformers Learned Shallow", "CVPR 2025", "2412.01199"
+    )
+
+    groups: GroupSetting = Field(
+        "1:2", description="N:M for the whole stack, or one [N, M] per group: N of M blocks stay"
+    )
+    update: Literal["lora", "full", "frozen"] = Field(
+        "lora", description="which weights move while the mask is learned"
+    )
+    rank: int = Field(8, ge=1, description="rank of the LoRA update; its alpha is twice the rank")
+    steps: int = Field(10_009, ge=1, description="training steps")
+    batch: int = Field(128, ge=1, description="samples per step")
+    lr: float = Field(1e-4, gt=0, description="learning rate of the update")
+    gate_lr: float = Field(1e-3, gt=0, description="learning rate of the logits")
+    tau: tuple[float, float] = Field((4.0, 0.1), description="Gumbel temperature, from first to last step")
+    scaling: tuple[float, float] = Field((100.0, 100.0), description="scale of the logits, likewise")
+    average: float = Field(
+        0.999, gt=0, lt=1, description="decay of the moving average; 0.99 below 1000 steps"
+    )
+    bf16: bool = Field(False, description="train under bfloat16 autocast")
+    recompute: bool = Field(False, description="compute activations twice instead of keeping them")
+
+    def transform(self, anatomy: Anatomy, context: Context) -> Anatomy:
+        """The model without the blocks that the learned mask switches off; its weights are the original ones.
+
+        Raises:
+            InvalidSetting: the groups do not add up to the depth.
+            UnusableData: the context holds no training data.
+            NotFinite: ten steps in a row had no finite loss.
+        """
+        gates = Gates(as_groups(self.groups, len(anatomy.blocks))).to(context.device)
+        seed = int(torch.randint(2**31, (1,), generator=context.generator))
+        with (
+            self._updating(anatomy.model, seed) as weights,
+            _gated(anatomy, gates, self.recompute) as network,
+        ):
+            groups = [Group(list(gates.parameters()), self.gate_lr), Group(weights, self.lr)]
+            trainer = self._trainer(network, groups, context, seed)
+            done = trainer.run()
+            assert trainer.average is not None
+            with trainer.average.in_place():
+                kept, confidence = gates.kept(), gates.confidence()
+        context.notes[self.name] = {
+            "kept_blocks": kept,
+            "of_blocks": len(anatomy.blocks),
+            "groups": gates.groups,
+            "confidence": [round(value, 6) for value in confidence],
+            "loss": done.loss,
+            "skipped_steps": done.skipped,
+        }
+        return keep_blocks(anatomy, kept)
+
+    def _trainer(self, network: GatedNetwork, groups: list[Group], context: Context, seed: int) -> Trainer:
+        if context.data is None:
+            raise UnusableData(f"{self.name} trains and needs data.", "Name some with --data.")
+        objective = context.objective or objective_of(network.model)
+        settings = Settings(steps=self.steps, average=self.average, bf16=self.bf16, seed=seed)
+        return Trainer(
+            network,
+            groups,
+            self.loss(network.gates, objective),
+            context.data.batches(self.batch, seed),
+            settings,
+            context.work_directory,
+            {
+                "method": self.name,
+                **self.settings(),
+                "parameters": sum(p.numel() for p in network.parameters()),
+            },
+            context.device,
+            report=context.progress,
+        )
+
+    def loss(self, gates: Gates, objective: Objective) -> Loss:
+        """The model's own loss under freshly drawn masks, as the training loop calls it."""
+
+        def of(network: nn.Module, batch: Batch, at: Moment) -> Tensor:
+            gates.tau, gates.scaling = (linear(ends, at.progress) for ends in (self.tau, self.scaling))
+            gates.generator = at.generator
+            return objective(network, batch, at.generator).mean()
+
+        return of
+
+    @contextmanager
+    def _updating(self, model: nn.Module, seed: int) -> Iterator[list[nn.Parameter]]:
+        """The weights that move beside the logits; all are what they were when the context is left."""
+        if self.update == "lora":
+            with lora(model, self.rank, 2 * self.rank, seed) as weights:
+                yield weights
+            return
+        learning = [p for p in model.parameters() if p.requires_grad]
+        moving = learning if self.update == "full" else []
+        original = [p.detach().clone() for p in moving]
+        for parameter in learning:
+            parameter.requires_grad_(self.update == "full")
+        try:
+            yield moving
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(moving, original, strict=True):
+                    parameter.copy_(value)
+            for parameter in learning:
+                parameter.requires_grad_(True)
+
+
+def linear(ends: tuple[float, float], progress: float) -> float:
+    """A value that goes from one end to the other."""
+    return ends[0] + (ends[1] - ends[0]) * progress
+
+
+@contextmanager
+def _gated(anatomy: Anatomy, gates: Gates, recompute: bool) -> Iterator[GatedNetwork]:
+    """The model with switches, in training mode; afterwards as it was."""
+    training = anatomy.model.training
+    try:
+        yield GatedNetwork(anatomy, gates, recompute).train()
+    finally:
+        ungate(anatomy)
+        anatomy.model.train(training)
