@@ -19,6 +19,7 @@ from modicum.errors import InvalidSetting, NotFinite, UnsupportedModel
 from modicum.evaluate.inference import check_context, device_of, evaluating
 from modicum.evaluate.perplexity import Progress
 from modicum.evaluate.windows import batches, token_chunks, windows
+from modicum.kernels.products import widened_products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ def agreement(
         check_context(model, min(window, len(tokens) - 1), "window")
     sums = torch.zeros(1 + len(k), dtype=torch.float64)
     count, done, scored = len(windows(len(tokens), window)), 0, 0
-    with evaluating(reference, candidate):
+    with evaluating(reference, candidate), widened_products():
         for inputs, _ in batches(tokens, window, None, batch):
             sums += _batch_sums(_logits(reference, inputs), _logits(candidate, inputs), k)
             done, scored = done + len(inputs), scored + inputs.numel()

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from modicum.errors import InvalidSetting, NotFinite
 from modicum.evaluate.inference import check_context, device_of, evaluating
 from modicum.evaluate.windows import batches, token_chunks, windows
+from modicum.kernels.products import widened_products
 
 Progress = Callable[[int, int], None]  # (windows done, windows in all)
 
@@ -77,7 +78,7 @@ def perplexity(
         )
     total, scored, done = 0.0, 0, 0
     count = len(windows(len(tokens), window, stride))
-    with evaluating(model):
+    with evaluating(model), widened_products():
         for inputs, targets in batches(tokens, window, stride, batch):
             total += _nll(model, inputs.to(device_of(model)), targets)
             scored, done = scored + targets.numel(), done + len(inputs)

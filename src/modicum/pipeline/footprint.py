@@ -18,6 +18,7 @@ from torch import Tensor
 from modicum.calibrate.block import CALL_TOKENS
 from modicum.calibrate.statistics import statistics_bytes
 from modicum.kernels.allocator import MAPPED, resident, return_freed_memory
+from modicum.kernels.products import widens
 from modicum.method import LayerMethod
 from modicum.models import Block, Layer
 from modicum.pipeline.recipe import Recipe
@@ -80,6 +81,7 @@ def _block_memory(source: Source, steps: Sequence[LayerMethod], block: Block, ba
     sums = _statistics_memory(steps, block)
     calls = _calls_memory(source, steps, block, batch)
     observing = _activations(source, block, batch, bool(wanted_statistics(steps, block)))
+    observing += _widened(source, block, batch)
     return weights + sums + calls + max(observing, _layers_memory(source, steps, block, batch))
 
 
@@ -94,6 +96,16 @@ def _activations(source: Source, block: Block, batch: int, observed: bool) -> in
     widest = max(inputs.values(), default=0)
     held = 2 * _width(source) * item + (sum(inputs.values()) - widest) * item * observed
     return int(batch * (held + widest * max(3 * item, (2 * item + 4) * observed)))
+
+
+def _widened(source: Source, block: Block, batch: int) -> int:
+    """Bytes of the float32 copies of the largest product, where the processor has no units for bfloat16."""
+    if source.dtype != torch.bfloat16 or source.device.type != "cpu" or not widens():
+        return 0
+    return max(
+        4 * (layer.in_features * layer.out_features + batch * (layer.in_features + layer.out_features))
+        for layer in block.layers
+    )
 
 
 def _layers_memory(source: Source, steps: Sequence[LayerMethod], block: Block, batch: int) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.errors import UnusableData
+from modicum.kernels.products import widened_products
 from modicum.models import Anatomy, capture
 from modicum.pipeline.composition import live_properties
 from modicum.pipeline.footprint import BATCH_TOKENS
@@ -22,6 +23,7 @@ Batches = Tensor | Iterable[Mapping[str, Any] | Tensor]
 
 
 @torch.no_grad()
+@widened_products()
 def compress_model(
     model: nn.Module, recipe: Recipe, data: Batches | None = None, progress: Progress | None = None
 ) -> dict[str, dict[str, Any]]:

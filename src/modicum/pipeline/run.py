@@ -23,6 +23,7 @@ from modicum.calibrate.block import CalibratedBlock, observe
 from modicum.errors import DeviceUnavailable, OutOfSpace
 from modicum.formats.manifest import Manifest
 from modicum.kernels.allocator import return_freed_memory
+from modicum.kernels.products import widened_products
 from modicum.models import Block, Replay, capture
 from modicum.pipeline.calibration import check_tokens
 from modicum.pipeline.checkpoint import block_tensors, file_hash, finish, form_specs, restore_block
@@ -111,6 +112,7 @@ class Run:
         return finish(workspace, self.source, self.plan, header)
 
     @torch.no_grad()
+    @widened_products()
     def _sweep(self, workspace: Workspace, finished: int) -> None:
         replay, hidden = self._capture(workspace.root)
         blocks = self.source.anatomy.blocks
