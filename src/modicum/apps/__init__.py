@@ -1,0 +1,1 @@
+"""Whole applications built on the toolkit."""
