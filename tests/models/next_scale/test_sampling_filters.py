@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modicum.errors import InvalidSetting
-from modicum.models.next_scale import draw, generators, keep_top_k, keep_top_p, soft_choice
+from modicum.models.next_scale import draw, generators, keep_top_k, keep_top_p, per_map, soft_choice
 
 CPU = torch.device("cpu")
 
@@ -79,3 +79,14 @@ def test_number_of_seeds() -> None:
     assert generators(None, 3, CPU) is None
     with pytest.raises(InvalidSetting, match="2 seeds for 3"):
         generators([1, 2], 3, CPU)
+
+
+def test_a_setting_for_all_maps_or_for_each() -> None:
+    assert per_map("cfg", 3, 2) == [3.0, 3.0]
+    assert per_map("cfg", [0, 1.5], 2) == [0.0, 1.5]
+    with pytest.raises(InvalidSetting, match="2 values of cfg for 3 maps"):
+        per_map("cfg", [1, 2], 3)
+    with pytest.raises(InvalidSetting, match="cfg is -1"):
+        per_map("cfg", -1, 3)
+    with pytest.raises(InvalidSetting, match="above 0"):
+        per_map("tau", 0.0, 3, above=0)
