@@ -142,7 +142,8 @@ def test_drafters_are_the_lowest_and_ties_go_to_the_lower_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "scales", "count"), [(32, range(8, 13), 10), (40, range(8, 13), 13), (6, [5, 6, 7], 3)]
+    ("layers", "scales", "count"),
+    [(32, range(8, 13), 10), (40, range(8, 13), 15), (16, [5, 6, 7], 3), (6, [5, 6, 7], 0)],
 )
 def test_default_number_of_drafters(layers: int, scales: list[int], count: int) -> None:
     table = Selectivity(torch.rand(layers, 13, generator=seeded()).double())

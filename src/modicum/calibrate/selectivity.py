@@ -11,9 +11,10 @@ index is standardised over the layers of each map; the pairs (layer, map) that l
 others the refiners.
 
 The paper leaves open how queries are drawn, K', and the number of drafters; its code is not released. Here: a
-seeded sample of the map's positions, the same for all layers; K' = a tenth of the history, at most 64; means over
-rows, heads and prompts of the product per row and head; and one pair in fifteen, which is the share of both
-released budget files together (9 of 160 pairs for Infinity-2B, 15 of 200 for 8B).
+seeded sample of the map's positions, the same for all layers; K' = a tenth of the history, at most 64; the mean over
+rows, heads and prompts of the product per row and head; and as many drafters as one for every 13 layers at every map.
+That is 15 for Infinity-8B, as in its released budget file, and 10 for 2B, whose file has 9. Below 7 layers it is none:
+a drafter that keeps everything would take more from each of its few companions than it gains.
 
 The attention matrix never exists: of a bounded number of queries at a time, logits are reduced to the logarithm of
 their sum of exponentials and to their K' largest.
@@ -34,7 +35,7 @@ from modicum.models.next_scale.cache import KeysValues
 
 EPS = 1e-6
 LARGEST_TOP = 64
-PAIRS_PER_DRAFTER = 15
+LAYERS_PER_DRAFTER = 13
 LOGIT_BYTES = 64 << 20  # of the logits that are looked at together
 FORMAT = 1
 
@@ -61,7 +62,7 @@ class Selectivity:
         """The (layer, map) pairs of lowest z, sorted; equal ones go to the lower layer, then the lower map.
 
         Args:
-            count: how many; by default one pair in fifteen, and at least one per map.
+            count: how many; by default one for every 13 layers and map, rounded: none below 7 layers.
             scales: maps that come into question: those that a budget prunes. All but the first by default.
 
         Raises:
@@ -74,7 +75,7 @@ class Selectivity:
                 f"Maps {chosen} cannot all have drafters.", f"The maps with a history are 1 to {maps - 1}."
             )
         pairs = [(layer, scale) for layer in range(layers) for scale in chosen]
-        count = max(len(chosen), len(pairs) // PAIRS_PER_DRAFTER) if count is None else count
+        count = round(layers / LAYERS_PER_DRAFTER) * len(chosen) if count is None else count
         if not 0 <= count <= len(pairs):
             raise InvalidSetting(
                 f"{count} drafters of {len(pairs)} pairs of layer and map are not possible.",
