@@ -109,6 +109,7 @@ class DiT(Transformer):
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """The network for labels `y` as a function of picture and time, without gradients, under guidance."""
         labels = torch.cat((y, torch.full_like(y, self.null_label)))
+        channels = min(channels, self.config.in_channels)  # never the variance
 
         @torch.no_grad()
         def network(x: Tensor, t: Tensor) -> Tensor:
