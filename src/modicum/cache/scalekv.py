@@ -53,7 +53,8 @@ class ScaleKV(EvictionMethod):
     window: int = Field(16, ge=1, description="probes per map, a square number; they stay")
     kernel: OddKernel = Field(5, description="tokens over which scores are pooled, odd; 1: none")
     drafters: int | Pairs | None = Field(
-        None, description="how many (layer, map) pairs keep more, or which; one pair in fifteen by default"
+        None,
+        description="how many (layer, map) pairs keep more, or which; one for every 13 layers and map by default",
     )
     floor: int | None = Field(
         None, ge=1, description="least tokens of a refiner; by default 200 of 650, at least the window"
