@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modicum.errors import InvalidSetting
 from modicum.models.next_scale import Cache, FullCache, Queries, Schedule, SelectiveCache, SelfAttention, Step
@@ -133,15 +133,30 @@ def test_queries_give_both_views(l2_norm: bool) -> None:
     torch.testing.assert_close(out, attention.proj(mixed.transpose(1, 2).flatten(2)))
 
 
+class _Counted(nn.Module):
+    """A matrix in another form: it can only multiply."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.calls: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append(x.shape[1])
+        return self.linear(x)
+
+
 def test_nothing_is_projected_that_nobody_asks_for() -> None:
     attention, cache = SelfAttention(0, 12, 3), _Recorder()
-    calls: list[int] = []
-    attention.mat_qkv.register_forward_hook(lambda module, inputs, output: calls.append(output.shape[1]))
+    plain = attention.mat_qkv
+    attention.mat_qkv = counted = _Counted(plain)  # type: ignore[assignment]
     cache.begin(Schedule.square((2,)))
     attention(torch.randn(1, 4, 12), Step(cache=cache))
-    assert calls == [4]
-    cache.seen[2].raw(torch.tensor([1, 2]))
-    assert calls == [4, 2]
+    assert counted.calls == [4]
+    whole = cache.seen[2].raw(torch.tensor([1, 2]))
+    assert counted.calls == [4, 2]
+    attention.mat_qkv = plain
+    torch.testing.assert_close(cache.seen[2].raw(torch.tensor([1, 2])), whole)
 
 
 def test_peak_counts_both_sides_of_a_copy() -> None:

@@ -93,6 +93,10 @@ class SelfAttention(nn.Module):
         )
 
     def _project(self, x: Tensor) -> Tensor:
+        if (
+            type(self.mat_qkv) is nn.Linear
+        ):  # its upper third alone; a compressed matrix multiplies as a whole
+            return self._heads(F.linear(x, self.mat_qkv.weight[: self.width]))
         return self._heads(self.mat_qkv(x)[..., : self.width])
 
     def _heads(self, x: Tensor) -> Tensor:
