@@ -7,6 +7,7 @@
     modicum.save(model, "small")                                    # whatever its layers have become
     result = modicum.compress("nano-lm", recipe, out="out")         # on disk, block by block, resumable
     comparison = modicum.compare("nano-lm", "out")                  # quality, bytes, memory, speed
+    comparison, images = modicum.compare_kv("nano-var", ["scalekv"], ["10%"])       # cache policies, the same images
 
 Importing this package also lets `transformers.AutoModel….from_pretrained` open what modicum wrote. It loads neither
 torch nor transformers: names are resolved when they are first used.
@@ -22,15 +23,17 @@ from modicum.version import __version__
 
 if TYPE_CHECKING:
     from modicum.api import compare, compress, load, save
+    from modicum.api.images import compare_kv
     from modicum.errors import ModicumError
     from modicum.pipeline.recipe import Recipe
 
-__all__ = ["ModicumError", "Recipe", "__version__", "compare", "compress", "load", "save"]
+__all__ = ["ModicumError", "Recipe", "__version__", "compare", "compare_kv", "compress", "load", "save"]
 
 _HOMES = {
     "ModicumError": "modicum.errors",
     "Recipe": "modicum.pipeline.recipe",
     "compare": "modicum.api",
+    "compare_kv": "modicum.api.images",
     "compress": "modicum.api",
     "load": "modicum.api",
     "save": "modicum.api",

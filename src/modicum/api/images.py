@@ -55,6 +55,7 @@ def compare_kv(
     settings: Mapping[str, Any] | None = None,
     features: Features | None = None,
     rounds: int = 3,
+    text_encoder: str | Path | None = None,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     command: str | None = None,
@@ -70,7 +71,8 @@ def compare_kv(
         settings: KEY, for every policy that has it, or POLICY.KEY.
         features: feature space of the Frechet distance; by default that of the model's judge, which nano-var has.
         rounds: how often every batch is timed.
-        dtype: compute dtype, for a model that is not open yet.
+        text_encoder: directory of flan-t5-xl, for an Infinity that is not open yet.
+        dtype: compute dtype, likewise.
         device: likewise.
         command: the command line that repeats this, for the report.
         progress: told how many batches are done, and of how many.
@@ -83,7 +85,11 @@ def compare_kv(
         UnknownName: there is no such policy, setting or sampling setting.
         InvalidSetting: a value out of range, such as a budget below the window that a policy keeps.
     """
-    opened = model if isinstance(model, NextScaleModel) else load_drawer(model, dtype=dtype, device=device)
+    opened = (
+        model
+        if isinstance(model, NextScaleModel)
+        else load_drawer(model, text_encoder=text_encoder, dtype=dtype, device=device)
+    )
     judge = None if isinstance(model, NextScaleModel) else load_judge(locate(model))
     drawn = request(opened, **wanted)
     candidates = _candidates(opened, policies, budgets, settings or {}, drawn)
@@ -124,7 +130,9 @@ def _candidates(
     """The full cache, then all policies at the first budget, at the second, ..."""
     names = [name.removeprefix(FAMILY) for name in dict.fromkeys(policies)]
     split = split_settings(names, settings)
-    methods = [(FULL, None, cache_method(FULL, settings=split.get(FULL)))]
+    methods: list[tuple[str, str | None, CacheMethod]] = [
+        (FULL, None, cache_method(FULL, settings=split.get(FULL)))
+    ]
     methods += [
         (name, budget, cache_method(name, budget, split[name]))
         for budget in budgets

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from modicum.allocate.budget_file import read_budget
 from modicum.allocate.cache_size import parse_budget
 from modicum.api.inputs import calibration, guided
-from modicum.cache import CacheMethod, CachePolicy
+from modicum.cache import CacheMethod, CachePolicy, policy_from_json
+from modicum.cache.scalekv import ScaleKV
 from modicum.errors import InvalidSetting, UnknownName
 from modicum.evaluate.drawing import Request
 from modicum.evaluate.inference import device_of
 from modicum.method import Context, build, registry
 from modicum.models import Anatomy
 from modicum.models.next_scale import NextScaleModel
+from modicum.models.next_scale.files import read_json
 
 FAMILY = "cache."
+PUBLISHED = "Scale "  # keys of a published budget file
 
 
 def cache_methods() -> dict[str, type[CacheMethod]]:
@@ -72,6 +77,28 @@ def fit_policy(model: NextScaleModel, method: CacheMethod, wanted: Request) -> C
         batches=calibration(model, wanted),
     )
     return method.fit(Anatomy.of(model), context)
+
+
+def read_policy(file: str | Path, model: NextScaleModel) -> CachePolicy:
+    """A policy that `CachePolicy.to_json` wrote, or a published budget file of ScaleKV.
+
+    Args:
+        file: JSON.
+        model: that it is to be used with.
+
+    Raises:
+        CheckpointError: it cannot be read, is neither, or is damaged.
+        InvalidSetting: it was made for a model of another depth, or for other token maps.
+    """
+    data = read_json(Path(file), "a cache policy")
+    if not any(key.startswith(PUBLISHED) for key in data):
+        policy = policy_from_json(data)
+        with policy.attach(model):  # refuses another depth before anything is drawn
+            return policy
+    drafters, budget = read_budget(file, model.schedule, model.shape.layers)
+    last = len(model.schedule) - 1
+    uniform = budget.total(last) // budget.layers
+    return CachePolicy(ScaleKV(budget=str(uniform), drafters=tuple(drafters)), budget, uniform)
 
 
 def split_settings(names: Iterable[str], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from modicum.cli import compressing, demonstrating, exporting, generating, informing, measuring
+from modicum.cli import (
+    comparing,
+    compressing,
+    converting,
+    demonstrating,
+    exporting,
+    generating,
+    informing,
+    measuring,
+)
 from modicum.version import __version__
 
 app = typer.Typer(
@@ -35,5 +44,14 @@ def _root(
     """Make trained models smaller, faster and cheaper to run, and say honestly what that cost."""
 
 
-for module in (demonstrating, compressing, measuring, generating, exporting, informing):
+for module in (
+    demonstrating,
+    compressing,
+    measuring,
+    generating,
+    comparing,
+    exporting,
+    converting,
+    informing,
+):
     module.add_to(app)

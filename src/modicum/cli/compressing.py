@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modicum.cli import options
+from modicum.cli.settings import parse_setting
 from modicum.errors import InvalidSetting, UnknownName
 
 if TYPE_CHECKING:
@@ -165,9 +166,7 @@ def _steps(methods: list[str], settings: list[str]) -> list[dict[str, dict[str, 
     steps: list[dict[str, dict[str, Any]]] = [{name: {}} for name in methods]
     fields = {name: find(name).model_fields for name in methods}
     for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not equals:
-            raise InvalidSetting(f"--set {setting!r} is not KEY=VALUE.", "For example --set sparsity=0.5")
+        path, value = parse_setting(setting, "sparsity=0.5")
         owner, _, key = path.rpartition(".")
         takers = [step for step in steps for name in step if owner in ("", name) and key in fields[name]]
         if not takers:
@@ -175,18 +174,5 @@ def _steps(methods: list[str], settings: list[str]) -> list[dict[str, dict[str, 
             raise UnknownName.among(f"setting of {owner or ' or '.join(methods)}", key, known)
         for step in takers:
             for chosen in step.values():
-                chosen[key] = _value(setting, text)
+                chosen[key] = value
     return steps
-
-
-def _value(setting: str, text: str) -> Any:
-    import yaml
-
-    if not text or ":" in text:  # YAML 1.1 reads 2:4 as a number in base sixty
-        return text
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise InvalidSetting(
-            f"--set {setting!r}: {text!r} is not a value.", "Lists look like [q, k], texts like q."
-        ) from error

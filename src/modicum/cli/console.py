@@ -131,6 +131,34 @@ class RunProgress:
             self.bar = None
 
 
+class Steps:
+    """Progress of steps that are counted from 1 to a number known with the first: a bar; nothing in a pipe.
+
+    Args:
+        console: where it is shown.
+        unit: what is counted.
+        runs: how often it is counted from 1 to that number.
+    """
+
+    def __init__(self, console: Console, unit: str, runs: int = 1) -> None:
+        columns = (SpinnerColumn(), TextColumn(unit), MofNCompleteColumn(), BarColumn(bar_width=24))
+        times = (TimeElapsedColumn(), TimeRemainingColumn(compact=True))
+        hidden = not console.is_terminal or console.quiet
+        self.bar = Progress(*columns, *times, console=console, transient=True, disable=hidden)
+        self.task, self.runs = self.bar.add_task("", total=None), runs
+
+    def __enter__(self) -> Steps:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, done: int, of: int) -> None:
+        """One more step is done."""
+        self.bar.update(self.task, advance=1, total=of * self.runs)
+
+
 class StageProgress:
     """Progress of a comparison: one line that says what is being measured."""
 
