@@ -12,7 +12,7 @@ colour picture whose structure comes from the frame and whose style comes from t
 
 What is drawn is plausible, not true: the raw frame, its mask and its origin stay beside every picture.
 
-Paper: "PixelGen: Rethinking Embedded Camera Systems for Mixed-Reality", arXiv 2402.03390. The camera, its serial
+Paper: "PixelGen: Rethinking Embedded Camera Systems", arXiv 2402.03390. The camera, its serial
 protocol and the sensors follow the published firmware; its radio was not published, so packets, channel and energy
 are a design of this package.
 """
