@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from modicum.diffusion.tinyfusion import GatedNetwork, Gates
+from modicum.diffusion.gates import GatedNetwork, Gates
 from modicum.models import Anatomy
 from modicum.models.depth import as_groups, keep_blocks, ungate
 from modicum.models.dit import DiT, DiTConfig

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from modicum.diffusion.tinyfusion import GatedNetwork, Gates, TinyFusion, linear
+from modicum.diffusion.gates import GatedNetwork, Gates
+from modicum.diffusion.tinyfusion import TinyFusion, linear
 from modicum.errors import CheckpointError, InvalidSetting, NotFinite, UnusableData
 from modicum.method import Context, build
 from modicum.models import Anatomy
@@ -125,7 +126,7 @@ class TestLora:
         learning = [name for name, p in model.named_parameters() if p.requires_grad]
         inputs = TestGatedNetwork().ask(bench, model)
         dense = model(*inputs)
-        with lora(model, 2, 4.0, seed=0) as weights:
+        with lora(model, 2, 4, seed=0) as weights:
             assert torch.equal(model(*inputs), dense)
             assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in weights}
             for weight in weights:
@@ -165,7 +166,7 @@ class TestPlantedRedundancy:
 
     def find(self, bench: Any, setting: Any, groups: Any, seed: int) -> None:
         puzzle = bench.puzzle(groups, seed)
-        method = TinyFusion(groups=setting, update="frozen", steps=250, **QUICK)
+        method = TinyFusion(groups=setting, update="frozen", steps=220, **QUICK)
         method.transform(Anatomy.of(puzzle.model), puzzle.context)
         assert puzzle.context.notes["diffusion.tinyfusion"]["kept_blocks"] == puzzle.important
 
@@ -199,8 +200,12 @@ class TestTransform:
         assert model.config.num_hidden_layers == 2
         assert toolbox.logits_of(model).shape[-1] == 2048
 
-    def test_a_killed_search_ends_as_if_it_had_not_been(self, bench: Any, tmp_path: Path) -> None:
-        method = TinyFusion(groups="1:2", update="frozen", steps=250, **QUICK)
+    def test_a_killed_search_ends_as_if_it_had_not_been(
+        self, bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        method, usual = TinyFusion(groups="1:2", update="frozen", steps=12, **QUICK), TinyFusion._schedule
+        often = {"save_every": 5}
+        monkeypatch.setattr(TinyFusion, "_schedule", lambda m, seed: usual(m, seed).model_copy(update=often))
 
         def learned(work: Path, stop: int | None = None) -> dict[str, Any]:
             puzzle = bench.puzzle(((1, 2),) * 2, 0, work_directory=work)
@@ -215,8 +220,8 @@ class TestTransform:
 
         whole = learned(tmp_path / "whole")
         with pytest.raises(KeyboardInterrupt):
-            learned(tmp_path / "killed", stop=250)  # the last line comes before the last checkpoint
-        assert [path.name for path in (tmp_path / "killed").iterdir()] == ["step-00000200"]
+            learned(tmp_path / "killed", stop=12)  # the last line comes before the last checkpoint
+        assert [path.name for path in (tmp_path / "killed").iterdir()] == ["step-00000010"]
         assert learned(tmp_path / "killed") == whole
 
     def test_a_search_of_another_recipe_is_not_taken_up(self, bench: Any, tmp_path: Path) -> None:

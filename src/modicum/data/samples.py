@@ -71,7 +71,7 @@ class Table(Samples):
     def __init__(
         self, tensors: Mapping[str, Tensor], versions: Mapping[str, tuple[Tensor, ...]] | None = None
     ) -> None:
-        self.versions = {name: (value,) for name, value in tensors.items()}
+        self.versions: dict[str, tuple[Tensor, ...]] = {name: (value,) for name, value in tensors.items()}
         for name, others in (versions or {}).items():
             self.versions[name] += others
         lengths = {len(value) for values in self.versions.values() for value in values}

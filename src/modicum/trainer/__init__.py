@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modicum.trainer.average import Average
+from modicum.trainer.average import Average, usual_decay
 from modicum.trainer.loop import Trainer
 from modicum.trainer.lora import lora
 from modicum.trainer.objectives import Objective, check_batch, objective_of
@@ -25,4 +25,5 @@ __all__ = [
     "check_batch",
     "lora",
     "objective_of",
+    "usual_decay",
 ]

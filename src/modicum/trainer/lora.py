@@ -16,7 +16,7 @@ from modicum.errors import MissingExtra, UnsupportedModel
 
 
 @contextmanager
-def lora(model: nn.Module, rank: int, alpha: float, seed: int) -> Iterator[list[nn.Parameter]]:
+def lora(model: nn.Module, rank: int, alpha: int, seed: int) -> Iterator[list[nn.Parameter]]:
     """A context in which every `nn.Linear` of `model` has an adapter and nothing else needs a gradient.
 
     Args:

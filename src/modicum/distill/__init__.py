@@ -1,0 +1,1 @@
+"""Methods that give a model back what compression took: training, alone or with the original as teacher."""
