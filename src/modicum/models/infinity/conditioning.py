@@ -61,7 +61,7 @@ class TextAttention(nn.Module):
 
     def keys_values(self, text: Tensor) -> KeysValues:
         """`[R, T, text channels]` to keys and values `[R, H, T, d]`."""
-        key, value = self.mat_kv(text.to(self.mat_kv.weight.dtype)).chunk(2, dim=-1)
+        key, value = self.mat_kv(text.to(self.v_bias.dtype)).chunk(2, dim=-1)
         return self.split(key), self.split(value + self.v_bias)
 
     def attend(self, q: Tensor, text: KeysValues, mask: Tensor | None, rounded: bool) -> Tensor:
@@ -70,7 +70,7 @@ class TextAttention(nn.Module):
         if rounded:
             q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
         mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, mask)
-        return self.proj(mixed.transpose(1, 2).flatten(2).to(self.proj.weight.dtype))
+        return self.proj(mixed.transpose(1, 2).flatten(2).to(self.v_bias.dtype))
 
     def split(self, x: Tensor) -> Tensor:
         """`[R, L, C] -> [R, H, L, d]`."""
@@ -82,12 +82,7 @@ class AttentionPool(TextAttention):
 
     def __init__(self, width: int, text_width: int, heads: int) -> None:
         super().__init__(width, text_width, heads)
-        self.mat_q = nn.Parameter(torch.empty(1, heads, width // heads))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """A narrow normal."""
-        nn.init.trunc_normal_(self.mat_q, std=math.sqrt(1 / self.proj.in_features / 3))
+        self.mat_q = nn.Parameter(torch.randn(1, heads, width // heads) / math.sqrt(3 * width))
 
     def forward(self, text: Tensor, mask: Tensor | None, rounded: bool = False) -> Tensor:
         """`[R, T, text channels] -> [R, C]`."""

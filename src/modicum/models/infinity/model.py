@@ -193,7 +193,7 @@ class Infinity(NextScaleModel):
     @torch.no_grad()
     def picture(self, summed: Tensor) -> Tensor:
         """Image in [0, 1] of summed codes `[B, d, H, W]`, finished or not."""
-        return (self.vae.picture(summed.to(self.vae.decoder.conv_in.weight.dtype)).float() + 1) / 2
+        return (self.vae.picture(summed.to(self.vae.decoder.norm_out.weight.dtype)).float() + 1) / 2
 
     @torch.no_grad()
     def encode(self, images: Tensor, resolution: Resolution | None = None) -> list[Tensor]:

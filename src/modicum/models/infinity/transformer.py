@@ -29,6 +29,16 @@ from modicum.models.infinity.schedules import Resolution
 from modicum.models.next_scale import FeedForward, ModulatedNorm, SelfAttention, Step, modulate
 
 
+class WideNorm(nn.LayerNorm):
+    """Layer norm in float32, whatever its parameters are stored in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[R, L, C]` to the same shape, float32."""
+        return F.layer_norm(
+            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        )
+
+
 class Block(nn.Module):
     """Self-attention, cross-attention and feed-forward; the first and the last are scaled, shifted and gated."""
 
@@ -38,7 +48,7 @@ class Block(nn.Module):
         self.layer, self.eps = layer, config.norm_eps
         self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, width) / math.sqrt(width))
         self.sa = SelfAttention(layer, width, heads)
-        self.ca_norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.ca_norm = WideNorm(width, eps=config.norm_eps)
         self.ca = CrossAttention(width, heads)
         self.ffn = FeedForward(width, config.ffn_hidden)
 
@@ -47,17 +57,16 @@ class Block(nn.Module):
         six = self.ada_gss.float() + condition.modulation
         gate1, gate2, scale1, scale2, shift1, shift2 = six.unbind(2)  # [R, 1, C] each
         x = x + gate1 * self.sa(modulate(x, scale1, shift1, self.eps).to(self.dtype), step).float()
-        x = x + self.ca(self._ca_input(x), self._text(condition), condition.mask, condition.rounded).float()
+        read = self.ca(
+            self.ca_norm(x).to(self.dtype), self._text(condition), condition.mask, condition.rounded
+        )
+        x = x + read.float()
         return x + gate2 * self.ffn(modulate(x, scale2, shift2, self.eps).to(self.dtype)).float()
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the matrices."""
-        return self.sa.mat_qkv.weight.dtype
-
-    def _ca_input(self, x: Tensor) -> Tensor:
-        weight, bias = self.ca_norm.weight.float(), self.ca_norm.bias.float()
-        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps).to(self.dtype)
+        """Dtype in which the matrices compute, whatever form they are stored in."""
+        return self.sa.q_bias.dtype
 
     def _text(self, condition: Condition) -> tuple[Tensor, Tensor]:
         """Keys and values of the text."""
@@ -171,7 +180,7 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor, pooled: Tensor) -> Tensor:
         """Two per bit (2j: bit j is 0, 2j + 1: it is 1): float32 `[R, L, C]`, `[R, C]` to `[R, L, 2 D]`."""
         with torch.autocast(hidden.device.type, enabled=False):
-            dtype = self.head.weight.dtype
+            dtype = self.pos_start.dtype
             return self.head(self.head_nm(hidden.to(dtype), pooled.to(dtype))).float()
 
     @torch.no_grad()
@@ -181,10 +190,10 @@ class Transformer(nn.Module):
         std = math.sqrt(1 / config.embed_dim / 3)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.trunc_normal_(module.weight, std=std)
+                module.weight.normal_(std=std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
-        nn.init.trunc_normal_(self.pos_start, std=std)
+        self.pos_start.normal_(std=std)
         self.cfg_uncond.copy_(untrained_text(config.text_maxlen, config.text_channels))
         self.head.weight.mul_(0.02)
         self.head_nm.ada_lin.get_parameter("1.weight").mul_(0.5)
