@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from modicum.cache.policy import CacheMethod, CachePolicy
+from modicum.models.infinity import BSQVAEConfig, Infinity, InfinityConfig
 from modicum.models.next_scale import Queries, Schedule
 from modicum.models.var import VAR, VAEConfig, VARConfig
 
@@ -75,6 +76,29 @@ def tiny_var() -> VAR:
     torch.manual_seed(0)
     model = VAR(
         VARConfig(num_classes=5, depth=3, embed_dim=24, num_heads=3, patch_nums=(1, 2, 3, 4, 5), vae=vae)
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_infinity() -> Infinity:
+    """A random Infinity whose every parameter matters."""
+    vae = BSQVAEConfig(codebook_dim=4, base_ch=24, ch_mult=(1, 2), num_res_blocks=1, patch_size=2)
+    torch.manual_seed(0)
+    model = Infinity(
+        InfinityConfig(
+            embed_dim=24,
+            depth=2,
+            num_heads=3,
+            mlp_ratio=8.0,
+            text_channels=128,
+            text_maxlen=12,
+            pixels="0.06M",
+            vae=vae,
+        )
     ).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from modicum.cache.streaming import Streaming
 from modicum.errors import CheckpointError, InvalidSetting, UnsupportedModel, UnusableData
 from modicum.method import Context, build
 from modicum.models.anatomy import Anatomy
+from modicum.models.infinity import Infinity, Resolution, TextFeatures
 from modicum.models.next_scale import FullCache
 from modicum.models.var import VAR, load_var
 
@@ -31,7 +33,8 @@ IMAGES: dict[str, Any] = {"labels": [0, 3, 4], "seed": [0, 1, 2]}
 
 
 def fitted(method: CacheMethod, model: nn.Module, **context: Any) -> CachePolicy:
-    return method.fit(Anatomy(model, None, (), ()), Context(torch.Generator().manual_seed(0), **context))  # type: ignore[arg-type]
+    anatomy: Any = SimpleNamespace(model=model)  # all that a cache method looks at
+    return method.fit(anatomy, Context(torch.Generator().manual_seed(0), **context))
 
 
 def methods(**shared: Any) -> list[EvictionMethod]:
@@ -76,8 +79,31 @@ def test_a_small_budget_holds_in_a_generation(method: EvictionMethod, tiny_var: 
     assert cache.nbytes < cache.peak_nbytes < full.peak_nbytes
 
 
+@pytest.mark.parametrize("ratio", [1.0, 1.5, 0.333])
+def test_images_from_text_in_any_shape(ratio: float, tiny_infinity: Infinity) -> None:
+    """Fitted for squares; other shapes follow the same rule, and a later one knows nothing of an earlier one."""
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(length, 128, generator=generator) for length in (3, 5)]
+    resolution = Resolution.of(ratio).prefix(5)
+    asked: dict[str, Any] = {"resolution": resolution, "seed": [0, 1], "cfg": 2.0}
+    prompts = TextFeatures.of(features)
+    want = tiny_infinity.generate(prompts, **asked)
+    for method in methods(budget="24"):
+        policy = fitted(method, tiny_infinity)
+        cache = policy.make_cache()
+        assert isinstance(cache, EvictingCache)
+        tiny_infinity.generate(prompts, **asked, cache=cache)
+        table = policy.table(resolution.schedule)
+        assert table.pruned
+        assert [cache.length(layer) for layer in range(2)] == [row[-1] for row in table.tokens]
+        whole = fitted(method.model_copy(update={"budget": "100%"}), tiny_infinity)
+        with whole.attach(tiny_infinity):
+            assert torch.equal(tiny_infinity.generate(prompts, **asked), want)
+
+
 def test_attached_only_inside_the_context(tiny_var: VAR) -> None:
-    before, policy = tiny_var.make_cache, fitted(Sliding(budget="3"), tiny_var)
+    before = tiny_var.make_cache
+    policy = Sliding(budget="3").fit(Anatomy.of(tiny_var), Context(torch.Generator()))
 
     def fail_inside() -> None:
         with policy.attach(tiny_var) as model:
