@@ -53,6 +53,10 @@ class BadPacket(ModicumError):
     """A packet that is not believed: too short, damaged, of another version, or with a wrong tag."""
 
 
+class BadTag(BadPacket):
+    """A packet whose tag was not made with the node's key."""
+
+
 @dataclass(frozen=True)
 class Packet:
     """A packet without what protects it.
@@ -155,9 +159,9 @@ def untagged(datagram: bytes, key: bytes) -> bytes:
     """A datagram without its tag.
 
     Raises:
-        BadPacket: the tag is wrong.
+        BadTag: it is wrong, or there is none.
     """
     body, given = datagram[:-TAG_BYTES], datagram[-TAG_BYTES:]
     if not hmac.compare_digest(tag(body, key), given):
-        raise BadPacket("The tag of a packet is wrong.", "Give node and gateway the same key.")
+        raise BadTag("The tag of a packet is wrong.", "Give node and gateway the same key.")
     return body
