@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modicum.errors import InvalidSetting
 from modicum.models.infinity import BSQVAEConfig, Infinity, InfinityConfig, Resolution, TextFeatures, bsq
-from modicum.models.next_scale import FullCache, SelectiveCache
+from modicum.models.next_scale import FullCache, Schedule, SelectiveCache
 
 SQUARE = Resolution.of(1.0).prefix(4)
 OPEN: dict[str, Any] = {"top_k": 0, "top_p": 0}
@@ -267,6 +267,8 @@ WRONG: list[dict[str, Any]] = [
     {"seed": [1, 2, 3]},
     {"resolution": None, "ratio": -1.0},
     {"resolution": None, "pixels": "2M"},
+    {"resolution": Resolution(Schedule.square([1] * 16), (1, 1))},
+    {"resolution": Resolution(Schedule.square([2, 4]), (4, 4))},
 ]
 
 

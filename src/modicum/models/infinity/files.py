@@ -44,6 +44,7 @@ def load_infinity(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     text_encoder: str | Path | None = None,
+    transformer: Mapping[str, Tensor] | None = None,
 ) -> Infinity:
     """Open a directory that `convert` or `save` wrote, in evaluation mode.
 
@@ -52,13 +53,15 @@ def load_infinity(
         dtype: of the transformer's blocks; everything else runs in float32.
         device: where to put it.
         text_encoder: directory of flan-t5-xl; `text_encoder` in `directory` by default, if it is there.
+        transformer: its tensors, if they are not to be read from model.safetensors.
 
     Raises:
         CheckpointError: a file is missing, unreadable, or at odds with the config.
     """
     directory = Path(directory)
     config = InfinityConfig.from_dict(read_json(directory / CONFIG, "an Infinity model"))
-    model = assemble(config, read_tensors(directory / MODEL), read_tensors(directory / VAE), dtype).to(device)
+    tensors = read_tensors(directory / MODEL) if transformer is None else transformer
+    model = assemble(config, tensors, read_tensors(directory / VAE), dtype).to(device)
     if text_encoder is None and (directory / TEXT).is_dir():
         text_encoder = directory / TEXT
     if text_encoder is not None:

@@ -168,7 +168,7 @@ class Infinity(NextScaleModel):
         cache = cache if cache is not None else self.make_cache()
         cache.begin(schedule)
         table = rotary_table(resolution, self.config.head_dim, transformer.device)
-        levels = torch.arange(len(schedule), device=transformer.device)
+        levels = transformer.levels(schedule)
         sizes = bsq.grid(schedule, patch)
         x = transformer.first_input(condition)
         summed = torch.zeros(images, self.config.vae.codebook_dim, *sizes[-1], device=x.device)

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modicum.errors import InvalidSetting
 from modicum.models.infinity.conditioning import AttentionPool, Condition, CrossAttention
 from modicum.models.infinity.config import InfinityConfig
 from modicum.models.infinity.positions import rotary_table, rotation
 from modicum.models.infinity.schedules import Resolution
-from modicum.models.next_scale import FeedForward, ModulatedNorm, SelfAttention, Step, modulate
+from modicum.models.next_scale import FeedForward, ModulatedNorm, Schedule, SelfAttention, Step, modulate
 
 
 class WideNorm(nn.LayerNorm):
@@ -135,6 +136,19 @@ class Transformer(nn.Module):
         """The learned text that stands for "no text", as long as `text` `[R, T, text channels]`."""
         return self.cfg_uncond[: text.shape[1]].expand(len(text), -1, -1)
 
+    def levels(self, schedule: Schedule) -> Tensor:
+        """Index of every map, int64 `[maps]`.
+
+        Raises:
+            InvalidSetting: more maps than the model knows, or a first map of several tokens.
+        """
+        if len(schedule) > self.config.lvl_embed_rows or schedule.tokens[0] != 1:
+            raise InvalidSetting(
+                f"{len(schedule)} maps from {schedule.sizes[0]} to {schedule.final} cannot be drawn.",
+                f"Infinity draws up to {self.config.lvl_embed_rows} maps, the first of one token.",
+            )
+        return torch.arange(len(schedule), device=self.device)
+
     def first_input(self, condition: Condition) -> Tensor:
         """What the first map reads: the pooled text, `[R, 1, C]`."""
         return condition.pooled[:, None] + self.pos_start
@@ -158,7 +172,8 @@ class Transformer(nn.Module):
         table = rotary_table(resolution, self.config.head_dim, self.device)
         step = Step(mask=schedule.visible().to(self.device), rotate=rotation(table))
         x = torch.cat((self.first_input(condition), self.map_input(inputs)), dim=1)
-        return self.logits(self.run(x, schedule.levels().to(self.device), condition, step), condition.pooled)
+        levels = self.levels(schedule)[schedule.levels().to(self.device)]  # of every token
+        return self.logits(self.run(x, levels, condition, step), condition.pooled)
 
     def run(self, x: Tensor, levels: Tensor, condition: Condition, step: Step) -> Tensor:
         """All blocks.
