@@ -43,6 +43,16 @@ def test_products_are_those_of_the_stored_numbers(
     torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=1e-5)
 
 
+def test_autocast_does_not_round_scores() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(1, 2, 3, 8, generator=generator), torch.randn(1, 2, 9, 8, generator=generator)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (q @ k.mT).dtype == torch.bfloat16
+        products, mass = dots(q, k), attention_mass(q, k, 0.5)
+    assert torch.equal(products, dots(q, k))
+    assert torch.equal(mass, attention_mass(q, k, 0.5))
+
+
 @pytest.mark.parametrize("together", [1, 2, 5, 100])
 def test_attention_mass_does_not_depend_on_how_many_queries_are_looked_at_together(
     together: int, monkeypatch: pytest.MonkeyPatch

@@ -47,15 +47,18 @@ def dots(queries: Tensor, keys: Tensor) -> Tensor:
     Returns:
         float32 `[R, H, q, S]`.
     """
+    with torch.autocast(keys.device.type, enabled=False):
+        return _dots(queries.flatten(0, 1), keys.flatten(0, 1)).unflatten(0, keys.shape[:2])
+
+
+def _dots(queries: Tensor, keys: Tensor) -> Tensor:
+    """`[n, q, d]` with `[n, S, d]`, float32 `[n, q, S]`."""
     if keys.dtype == torch.float32:
         return queries.float() @ keys.mT
-    left, right = queries.flatten(0, 1), keys.flatten(0, 1)
     if keys.is_cuda:  # accumulates in float32 by itself; only the result has to stay so
-        products = torch.bmm(left.to(keys.dtype), right.mT, out_dtype=torch.float32)
-    else:
-        row_bytes = 4 * right.shape[1] * right.shape[2]
-        products = by_rows(lambda q, k: q.float() @ k.float().mT, left, right, row_bytes=row_bytes)
-    return products.unflatten(0, keys.shape[:2])
+        return torch.bmm(queries.to(keys.dtype), keys.mT, out_dtype=torch.float32)
+    row_bytes = 4 * keys.shape[1] * keys.shape[2]
+    return by_rows(lambda q, k: q.float() @ k.float().mT, queries, keys, row_bytes=row_bytes)
 
 
 def attention_mass(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
