@@ -29,11 +29,19 @@ def test_published_parameter_counts(name: str, millions: float) -> None:
     assert {model.transformer.head.weight.dtype, model.vae.decoder.conv_in.weight.dtype} == {torch.float32}
 
 
-def test_published_tokens() -> None:
+@pytest.mark.parametrize("name", ["2b", "8b"])
+def test_full_size_without_looking_at_a_value(name: str) -> None:
+    """On the meta device every shape is true and every question for a value is an error."""
+    config = InfinityConfig.preset(name).model_copy(update={"depth": 1})
     with torch.device("meta"):
-        model = Infinity(InfinityConfig.preset("8b-512").model_copy(update={"depth": 1}))
-    assert model.schedule.final == (32, 32)
-    assert [model.config.pixels_per_token, model.config.d_vae] == [16, 56]
+        model = Infinity(config, torch.bfloat16)
+        text = TextFeatures(torch.zeros(12, 2048), (5, 7))
+    cache, token = FullCache(store_last=True, key_dtype="computed"), config.embed_dim * 6 * 4
+    for step in model.steps(text, cache=cache):
+        assert cache.nbytes == model.schedule.offsets[step.scale + 1] * token
+        assert step.logits.shape == (2, model.schedule.tokens[step.scale], 2 * config.d_vae)
+    assert model.picture(step.summed).shape == (2, 3, 1024, 1024)
+    assert model.generate(text, ratio=1.5, pixels="0.25M").shape == (2, 3, 624, 416)
 
 
 def test_cached_steps_equal_one_masked_pass(

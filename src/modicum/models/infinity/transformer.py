@@ -27,7 +27,15 @@ from modicum.models.infinity.conditioning import AttentionPool, Condition, Cross
 from modicum.models.infinity.config import InfinityConfig
 from modicum.models.infinity.positions import rotary_table, rotation
 from modicum.models.infinity.schedules import Resolution
-from modicum.models.next_scale import FeedForward, ModulatedNorm, Schedule, SelfAttention, Step, modulate
+from modicum.models.next_scale import (
+    FeedForward,
+    ModulatedNorm,
+    Schedule,
+    SelfAttention,
+    Step,
+    modulate,
+    without_autocast,
+)
 
 
 class WideNorm(nn.LayerNorm):
@@ -194,7 +202,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor, pooled: Tensor) -> Tensor:
         """Two per bit (2j: bit j is 0, 2j + 1: it is 1): float32 `[R, L, C]`, `[R, C]` to `[R, L, 2 D]`."""
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             dtype = self.pos_start.dtype
             return self.head(self.head_nm(hidden.to(dtype), pooled.to(dtype))).float()
 
@@ -226,5 +234,5 @@ class Transformer(nn.Module):
 def untrained_text(tokens: int, channels: int) -> Tensor:
     """What "no text" is before training, `[tokens, channels]`: the same in every model, as in the original."""
     rows = torch.empty(tokens, channels, device="cpu")
-    nn.init.trunc_normal_(rows, std=1.2, generator=torch.Generator().manual_seed(0))
+    nn.init.trunc_normal_(rows, std=1.2, generator=torch.Generator("cpu").manual_seed(0))
     return rows / math.sqrt(channels)

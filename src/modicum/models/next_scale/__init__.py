@@ -11,7 +11,14 @@ Rows: with classifier-free guidance the batch holds the conditional rows first a
 after them. Layouts: `[rows, tokens, channels]` between modules, `[rows, heads, tokens, head_dim]` in attention.
 """
 
-from modicum.models.next_scale.attention import FeedForward, ModulatedNorm, SelfAttention, Step, modulate
+from modicum.models.next_scale.attention import (
+    FeedForward,
+    ModulatedNorm,
+    SelfAttention,
+    Step,
+    modulate,
+    without_autocast,
+)
 from modicum.models.next_scale.cache import Cache, FullCache, KVCache, SelectiveCache
 from modicum.models.next_scale.model import AttentionShape, NextScaleModel
 from modicum.models.next_scale.queries import Queries
@@ -38,4 +45,5 @@ __all__ = [
     "modulate",
     "per_map",
     "soft_choice",
+    "without_autocast",
 ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -133,3 +134,10 @@ class ModulatedNorm(nn.Module):
 def modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     """Layer norm without parameters, then `* (1 + scale) + shift`; `[R, L, C]` with `[R, 1, C]` twice."""
     return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """A context in which operations run in the dtype of their inputs, for the head."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

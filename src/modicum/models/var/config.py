@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -100,6 +100,7 @@ class VARConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    model_type: ClassVar[str] = "var"
 
     num_classes: int = Field(1000, gt=0)
     depth: int = Field(16, gt=0)

@@ -28,20 +28,28 @@ _USAGE = "ema_vocab_hit_SV"
 _DERIVED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", _USAGE)
 
 
-def load_var(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> VAR:
+def load_var(
+    directory: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    transformer: Mapping[str, Tensor] | None = None,
+) -> VAR:
     """Open a directory that `convert` or `save` wrote, in evaluation mode.
 
     Args:
         directory: with config.json, model.safetensors and vae.safetensors.
         dtype: of the transformer; the VQVAE always runs in float32.
         device: where to put it.
+        transformer: its tensors, if they are not to be read from model.safetensors.
 
     Raises:
         CheckpointError: a file is missing, unreadable, or at odds with the config.
     """
     directory = Path(directory)
     config = read_config(directory / CONFIG)
-    return assemble(config, read_tensors(directory / MODEL), read_tensors(directory / VAE), dtype).to(device)
+    tensors = read_tensors(directory / MODEL) if transformer is None else transformer
+    return assemble(config, tensors, read_tensors(directory / VAE), dtype).to(device)
 
 
 def convert(
@@ -85,7 +93,7 @@ def save(
     Raises:
         OutputExists: `out` is there already.
     """
-    sizes = {"model_type": "var", **model.config.to_dict()}
+    sizes = {"model_type": model.config.model_type, **model.config.to_dict()}
     texts = {CONFIG: json.dumps(sizes, indent=2) + "\n", **(extra or {})}
     weights = {
         MODEL: stored(model.transformer, lambda _: half, _DERIVED),
@@ -97,8 +105,8 @@ def save(
 
 def assemble(
     config: VARConfig,
-    transformer: dict[str, Tensor],
-    vae: dict[str, Tensor],
+    transformer: Mapping[str, Tensor],
+    vae: Mapping[str, Tensor],
     dtype: torch.dtype = torch.float32,
 ) -> VAR:
     """A model in evaluation mode out of two state dicts with original names.

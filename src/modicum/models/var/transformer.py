@@ -19,7 +19,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from modicum.models.next_scale import FeedForward, ModulatedNorm, Schedule, SelfAttention, Step, modulate
+from modicum.models.next_scale import (
+    FeedForward,
+    ModulatedNorm,
+    Schedule,
+    SelfAttention,
+    Step,
+    modulate,
+    without_autocast,
+)
 from modicum.models.var.config import VARConfig
 
 
@@ -138,7 +146,7 @@ class Transformer(nn.Module):
         modulation = shared.view(len(x), 1, 6, -1) if self.config.shared_aln else condition
         for block in self.blocks:
             x = block(x, modulation, step)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             return self.head(self.head_nm(x.to(self.dtype), condition.to(self.dtype))).float()
 
     def first_input(self, condition: Tensor) -> Tensor:
