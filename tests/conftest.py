@@ -177,6 +177,67 @@ def token_file(tokens: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def stirred(model: Any) -> Any:
+    """A random model whose gates and biases are far from their initial zero."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_var(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random VAR of two blocks and five classes that draws 16x16 pixels; never write there."""
+    import torch
+
+    from modicum.models.var import VAR, VAEConfig, VARConfig
+    from modicum.models.var.files import save
+
+    vae = VAEConfig(vocab_size=24, z_channels=4, ch=8, ch_mult=(1, 2), num_res_blocks=1, groupnorm_groups=4)
+    sides = (1, 2, 3, 5, 8)
+    config = VARConfig(num_classes=5, depth=2, embed_dim=24, num_heads=3, patch_nums=sides, vae=vae)
+    torch.manual_seed(0)
+    return save(stirred(VAR(config)), tmp_path_factory.mktemp("drawing") / "tiny-var")
+
+
+@pytest.fixture(scope="session")
+def tiny_infinity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Infinity of two blocks without text encoder that draws 32x32 pixels; never write there."""
+    import torch
+
+    from modicum.models.infinity import BSQVAEConfig, Infinity, InfinityConfig, save
+
+    vae = BSQVAEConfig(codebook_dim=6, base_ch=24, ch_mult=(1, 2), num_res_blocks=1, patch_size=2)
+    config = InfinityConfig(
+        embed_dim=24,
+        depth=2,
+        num_heads=3,
+        mlp_ratio=8.0,
+        text_channels=256,
+        text_maxlen=12,
+        pixels="0.06M",
+        vae=vae,
+    )
+    torch.manual_seed(0)
+    return save(stirred(Infinity(config)), tmp_path_factory.mktemp("drawing") / "tiny-infinity")
+
+
+@pytest.fixture(scope="session")
+def text_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text features for it: two prompts of different lengths, and one to be led away from."""
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(0)
+    lengths = {"a boat": 3, "a cat": 5, "negative": 4}
+    file = tmp_path_factory.mktemp("features") / "features.safetensors"
+    save_file({name: torch.randn(n, 256, generator=generator) for name, n in lengths.items()}, file)
+    return file
+
+
 @pytest.fixture(scope="session")
 def toolbox() -> Any:
     """The functions of this file for tests that need them directly."""

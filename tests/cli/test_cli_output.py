@@ -12,28 +12,6 @@ from modicum.cli.app import app
 from modicum.cli.failures import explain
 
 
-class Terminal:
-    """Runs commands in this process and gives what they printed."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
-        self.capfd = capfd
-
-    def __call__(self, *arguments: object) -> str:
-        self.capfd.readouterr()
-        assert explain(app, [str(a) for a in arguments]) == 0
-        captured = self.capfd.readouterr()
-        assert captured.err == ""
-        return captured.out
-
-    def json(self, *arguments: object) -> Any:
-        return json.loads(self(*arguments, "--json"))
-
-
-@pytest.fixture
-def terminal(capfd: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(capfd)
-
-
 @pytest.fixture(scope="module")
 def small(tiny_llama: Path, token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "small"
@@ -42,7 +20,7 @@ def small(tiny_llama: Path, token_file: Path, tmp_path_factory: pytest.TempPathF
     return out
 
 
-def test_compress(terminal: Terminal, tiny_llama: Path, token_file: Path, tmp_path: Path) -> None:
+def test_compress(terminal: Any, tiny_llama: Path, token_file: Path, tmp_path: Path) -> None:
     line = [
         "compress",
         tiny_llama,
@@ -68,7 +46,7 @@ def test_compress(terminal: Terminal, tiny_llama: Path, token_file: Path, tmp_pa
     assert terminal(*line, "--out", tmp_path / "c", "--quiet") == ""
 
 
-def test_settings_reach_their_methods(terminal: Terminal, tiny_llama: Path, tmp_path: Path) -> None:
+def test_settings_reach_their_methods(terminal: Any, tiny_llama: Path, tmp_path: Path) -> None:
     terminal(
         "compress", tiny_llama, "-m", "prune.magnitude", "-m", "quantize.rtn", "-s", "sparsity=0.25",
         "-s", "quantize.rtn.bits=8", "-s", "group_size=32", "-s", "skip=[q, '*.2.*']", "--seed", 7,
@@ -86,7 +64,7 @@ def test_settings_reach_their_methods(terminal: Terminal, tiny_llama: Path, tmp_
 
 
 def test_a_recipe_file_and_options_beside_it(
-    terminal: Terminal, tiny_llama: Path, token_file: Path, tmp_path: Path
+    terminal: Any, tiny_llama: Path, token_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "r.yaml").write_text(
         f"seed: 3\ncalibration: {{source: {token_file}, samples: 4, length: 8}}\nsteps: [prune.wanda]\n"
@@ -96,7 +74,7 @@ def test_a_recipe_file_and_options_beside_it(
     assert terminal.json(*plan, "--samples", 2)["tokens"] == 16
 
 
-def test_plan(terminal: Terminal, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan(terminal: Any, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     line = ["plan", tiny_llama, "-m", "quantize.rtn"]
     assert "21 of 23 weight matrices" in terminal(*line)
@@ -105,7 +83,7 @@ def test_plan(terminal: Terminal, tiny_llama: Path, tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_evaluate_and_report(terminal: Terminal, small: Path, tiny_llama: Path, tmp_path: Path) -> None:
+def test_evaluate_and_report(terminal: Any, small: Path, tiny_llama: Path, tmp_path: Path) -> None:
     line = [small, "--against", tiny_llama, "--tokens", 256, "--window", 64]
     found = terminal.json("evaluate", *line, "--only", "quality", "--only", "size")
     assert found["after"]
@@ -115,7 +93,7 @@ def test_evaluate_and_report(terminal: Terminal, small: Path, tiny_llama: Path, 
     assert {"report.html", "report.json"} <= {file.name for file in (tmp_path / "report").iterdir()}
 
 
-def test_generate(terminal: Terminal, small: Path) -> None:
+def test_generate(terminal: Any, small: Path) -> None:
     line = ["generate", small, "def f", "--tokens", 4]
     found = terminal.json(*line)
     assert found["prompt"] == "def f"
@@ -123,7 +101,7 @@ def test_generate(terminal: Terminal, small: Path) -> None:
     assert terminal(*line, "--quiet") == ""
 
 
-def test_methods_show_and_doctor(terminal: Terminal) -> None:
+def test_methods_show_and_doctor(terminal: Any) -> None:
     names = [method["name"] for method in terminal.json("methods")]
     assert {"prune.wanda", "quantize.gptq"} <= set(names)
     shown = terminal("methods")

@@ -15,6 +15,8 @@ from modicum.cli import (
     generating,
     informing,
     measuring,
+    pixelgen,
+    recovering,
 )
 from modicum.version import __version__
 
@@ -47,11 +49,13 @@ def _root(
 for module in (
     demonstrating,
     compressing,
+    recovering,
     measuring,
     generating,
     comparing,
     exporting,
     converting,
     informing,
+    pixelgen,
 ):
     module.add_to(app)

@@ -69,6 +69,7 @@ def compress(
     """Compress a model with a recipe or with single methods; a killed run goes on with the same command."""
     from modicum import api
     from modicum.cli.console import RunProgress, console, duration, print_json, size
+    from modicum.pipeline.run import Run
 
     screen = console(quiet, as_json)
     started = time.monotonic()
@@ -90,12 +91,18 @@ def compress(
     seconds = time.monotonic() - started
     written = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     if as_json:
-        print_json({"out": str(out), "seconds": seconds, "weights_bytes": written, "plan": run.plan.to_dict(),
-                    "layers": manifest.layers})  # fmt: skip
+        planned = {"plan": run.plan.to_dict()} if isinstance(run, Run) else {}
+        print_json({"out": str(out), "seconds": seconds, "weights_bytes": written, **planned,
+                    "layers": manifest.layers, "notes": manifest.notes})  # fmt: skip
     screen.print(
-        f"[green]✓[/] {out}  {size(run.plan.weights_before)} → {size(written)} "
-        f"({written / run.plan.weights_before:.1%}) in {duration(seconds)}"
+        f"[green]✓[/] {out}  {size(run.weights_before)} → {size(written)} "
+        f"({written / run.weights_before:.1%}) in {duration(seconds)}"
     )
+    for name, found in manifest.notes.items():
+        if "kept_blocks" in found:
+            screen.print(
+                f"[dim]{name} kept blocks {found['kept_blocks']} of {found['of_blocks']}[/]", highlight=False
+            )
     screen.print(f"[dim]What did it cost?  modicum report {out} --against {model}[/]")
 
 
@@ -152,7 +159,7 @@ def _recipe(
         raise InvalidSetting(
             "--set belongs to --method; a recipe file holds its own settings.", f"Edit {file}."
         )
-    base = recipes.load(file) if file is not None else recipes.parse(_steps(methods or [], settings or []))
+    base = recipes.load(file) if file is not None else recipes.parse(steps_of(methods or [], settings or []))
     given = {"source": calibration, "samples": samples, "length": length}
     changed = base.calibration.model_copy(update={k: v for k, v in given.items() if v is not None})
     return base.model_copy(
@@ -160,7 +167,12 @@ def _recipe(
     )
 
 
-def _steps(methods: list[str], settings: list[str]) -> list[dict[str, dict[str, Any]]]:
+def steps_of(methods: list[str], settings: list[str]) -> list[dict[str, dict[str, Any]]]:
+    """The steps of a recipe out of methods and KEY=VALUE settings.
+
+    Raises:
+        UnknownName: a setting that no method has.
+    """
     from modicum.method import find
 
     steps: list[dict[str, dict[str, Any]]] = [{name: {}} for name in methods]

@@ -124,6 +124,10 @@ class RunProgress:
             elapsed = duration(time.monotonic() - self.started)
             self.console.print(f"block {block + 1}/{self.blocks} written  {elapsed}  {_memory()}")
 
+    def learning(self, text: str) -> None:
+        """How far a step over the whole model is."""
+        self.console.print(f"[dim]{text}[/]")
+
     def close(self) -> None:
         """Take the bar off the screen."""
         if self.bar is not None:

@@ -69,7 +69,7 @@ def _check_files(given: dict[str, Any]) -> None:
 
 def _policy(model: NextScaleModel, wanted: Request, given: dict[str, Any]) -> CachePolicy:
     """The policy of --policy or --kv; the full cache if there is neither."""
-    from modicum.api.policies import cache_method, fit_policy, read_policy
+    from modicum.api.policies import FAMILY, cache_method, fit_policy, read_policy, split_settings
 
     chosen = [name for name in ("kv", "budget", "set_") if name in given]
     if "policy" in given:
@@ -82,10 +82,9 @@ def _policy(model: NextScaleModel, wanted: Request, given: dict[str, Any]) -> Ca
         raise InvalidSetting(
             "--budget and --set belong to a cache policy.", "Name it, for example --kv scalekv"
         )
-    method = cache_method(
-        given.get("kv", "full"), given.get("budget"), image_options.settings(given.get("set_"))
-    )
-    return fit_policy(model, method, wanted)
+    name = given.get("kv", "full").removeprefix(FAMILY)
+    settings = split_settings([name], image_options.settings(given.get("set_")))[name]
+    return fit_policy(model, cache_method(name, given.get("budget"), settings), wanted)
 
 
 def _save(policy: CachePolicy, file: Path) -> None:
@@ -120,7 +119,8 @@ def _finish(given: dict[str, Any], wanted: Request, policy: CachePolicy, drawing
         console(given.get("quiet", False), given.get("as_json", False)).print(
             f"[green]✓[/] {given['out']}  {len(wanted.seeds)} of {height}×{width} pixels in "
             f"{duration(sum(drawing.seconds))}; cache of {told['at_once']} at once: "
-            f"{size(drawing.carried_bytes)} between maps, {size(drawing.peak_bytes)} at its peak"
+            f"{size(drawing.carried_bytes)} between maps, {size(drawing.peak_bytes)} at its peak",
+            soft_wrap=True,
         )
     if given.get("as_json"):
         print_json(told)

@@ -125,7 +125,7 @@ def budgets(comparison: CacheComparison) -> str:
         "any budget, the least selective, which keep most of the history. All others are refiners and share the rest."
     )
     return section(
-        "Who keeps what", f'<div class="figures">{"".join(figures)}</div><p class="note">{note}</p>'
+        "Who keeps what", f'<div class="figures narrow">{"".join(figures)}</div><p class="note">{note}</p>'
     )
 
 
