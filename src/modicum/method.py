@@ -195,7 +195,17 @@ class LayerMethod(Method):
 
 
 class ModelMethod(Method):
-    """A method that changes the structure of a model, or trains it."""
+    """A method that changes the structure of a model, or trains it.
+
+    Attributes:
+        asks_teacher: whether it learns from the model that the run began with (or from a teacher that is named).
+    """
+
+    asks_teacher: ClassVar[bool] = False
+
+    def samples_read(self) -> int:
+        """How many samples of the context's data it reads, repetitions counted; 0 if it needs no data."""
+        return 0
 
     @abstractmethod
     def transform(self, anatomy: Anatomy, context: Context) -> Anatomy:

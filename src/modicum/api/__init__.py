@@ -2,6 +2,7 @@
 
 from modicum.api.language import RecipeLike, as_recipe, compare, compress, layer_records, plan, prepare
 from modicum.api.loading import load, save
+from modicum.api.training import prepare_recovery, recover
 
 __all__ = [
     "RecipeLike",
@@ -12,5 +13,7 @@ __all__ = [
     "load",
     "plan",
     "prepare",
+    "prepare_recovery",
+    "recover",
     "save",
 ]

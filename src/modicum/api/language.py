@@ -9,22 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modicum.api.training import layer_windows, prepare_whole, transform_loaded
+from modicum.data.samples import Samples, Table
 from modicum.data.text import load_text
 from modicum.data.windows import token_stream
-from modicum.errors import InvalidSetting
+from modicum.errors import InvalidSetting, RecipeConflict
 from modicum.evaluate import Comparison, LayerRecord, Protocol
 from modicum.evaluate import compare as compare_models
 from modicum.evaluate.compare import EVERYTHING, StageProgress
 from modicum.formats.manifest import Manifest
 from modicum.method import Method
 from modicum.pipeline import recipe as recipes
-from modicum.pipeline.calibration import calibration_tokens
+from modicum.pipeline.composition import split_steps
 from modicum.pipeline.loading import load_model, load_tokenizer, refuse_images
 from modicum.pipeline.memory_run import Batches, compress_model
 from modicum.pipeline.plan import Format, Plan, make_plan
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress, Run, Silent, check_device
 from modicum.pipeline.source import Source
+from modicum.pipeline.whole_run import WholeRun
 from modicum.zoo.locate import locate
 
 RecipeLike = Recipe | Method | str | Path | Mapping[str, Any] | Sequence[Any]
@@ -50,21 +53,22 @@ def prepare(
     recipe: RecipeLike,
     out: str | Path,
     *,
-    data: Tensor | None = None,
+    data: Tensor | Samples | None = None,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     form: Format = "auto",
     overwrite: bool = False,
     offload: bool = False,
     progress: Progress | None = None,
-) -> Run:
+) -> Run | WholeRun:
     """A run that is planned and checked but not begun: `run.plan` says what it will do, `run.execute()` does it.
 
     Args:
         model: a directory, a nano model's name, or a hub id.
         recipe: the steps (see `as_recipe`).
         out: the directory to write.
-        data: calibration windows, int64 [windows, length]; drawn as the recipe says by default.
+        data: calibration windows, int64 [windows, length], or samples for steps over the whole model; drawn as the
+            recipe says by default.
         dtype: compute dtype; that of the checkpoint by default.
         device: where a block is worked on.
         form: storage format: auto, plain, compressed-tensors or modicum.
@@ -73,21 +77,24 @@ def prepare(
         progress: who to tell.
     """
     check_device(device)
-    steps = as_recipe(recipe)
+    steps, told = as_recipe(recipe), progress or Silent()
+    if split_steps(steps.steps)[0]:
+        samples = _samples(data)
+        return prepare_whole(
+            model, steps, out, data=samples, dtype=dtype, device=device, form=form,
+            overwrite=overwrite, offload=offload, progress=told,
+        )  # fmt: skip
+    if isinstance(data, Samples):
+        raise InvalidSetting("Layer steps are calibrated with token windows.", "Pass an int64 tensor.")
     source = Source.open(locate(model), dtype, device)
     _planned(source, steps, form)  # what cannot work is refused before any text is read
-    tokens = data if data is not None else _windows(source, steps)
-    return Run(source, steps, Path(out), tokens, form, overwrite, offload, progress or Silent())
+    tokens = data if data is not None else layer_windows(source, steps)
+    return Run(source, steps, Path(out), tokens, form, overwrite, offload, told)
 
 
-def _windows(source: Source, recipe: Recipe) -> Tensor | None:
-    from modicum.pipeline.plan import layer_steps
-
-    if not any(step.statistics() or step.inputs() for step in layer_steps(recipe)):
-        return None
-    file = recipe.calibration.source.endswith(".safetensors")
-    tokenizer = None if file else load_tokenizer(source.directory)
-    return calibration_tokens(recipe.calibration, tokenizer, _context(source), recipe.seed)
+def _samples(data: Tensor | Samples | None) -> Samples | None:
+    """Windows of tokens as samples."""
+    return Table({"input_ids": data}) if isinstance(data, Tensor) else data
 
 
 def _context(source: Source) -> int | None:
@@ -106,7 +113,7 @@ def compress(
     recipe: RecipeLike,
     *,
     out: str | Path | None = None,
-    data: Batches | None = None,
+    data: Batches | Samples | None = None,
     **options: Any,
 ) -> nn.Module | Manifest:
     """Compress a model.
@@ -116,20 +123,39 @@ def compress(
             by block, written to `out`).
         recipe: a Recipe, a method, a YAML file, a method's name, or a list of steps.
         out: the directory to write; for a model on disk.
-        data: token windows [windows, length] or, for a loaded model, batches of its inputs.
+        data: token windows [windows, length]; for a loaded model batches of its inputs; for steps over the whole model
+            samples.
         **options: of `prepare`.
 
     Returns:
         The model, or the content of modicum.json of the written directory.
     """
     if isinstance(model, nn.Module):
-        compress_model(model, as_recipe(recipe), data, options.get("progress"))
+        _compress_loaded(model, as_recipe(recipe), data, options)
         return model
     if out is None:
         raise InvalidSetting("A model on disk is compressed into a directory.", "Pass out='DIRECTORY'.")
-    if data is not None and not isinstance(data, Tensor):
+    if data is not None and not isinstance(data, Tensor | Samples):
         raise InvalidSetting("A model on disk is calibrated with token windows.", "Pass an int64 tensor.")
     return prepare(model, recipe, out, data=data, **options).execute()
+
+
+def _compress_loaded(
+    model: nn.Module, recipe: Recipe, data: Batches | Samples | None, options: dict[str, Any]
+) -> None:
+    whole, layers = split_steps(recipe.steps)
+    if whole and layers:
+        raise RecipeConflict(
+            f"{whole[0].name} and {layers[0].name} read different data of a loaded model.",
+            "Compress it twice, or compress a model on disk.",
+        )
+    if whole:
+        samples = data if data is None or isinstance(data, Samples) else _samples(torch.as_tensor(data))
+        transform_loaded(model, recipe, samples, **options)
+    elif isinstance(data, Samples):
+        raise InvalidSetting("Layer steps are calibrated with batches.", "Pass token windows or batches.")
+    else:
+        compress_model(model, recipe, data, options.get("progress"))
 
 
 def plan(

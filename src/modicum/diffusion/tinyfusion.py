@@ -77,6 +77,10 @@ class TinyFusion(ModelMethod):
     bf16: bool = Field(False, description="train under bfloat16 autocast")
     recompute: bool = Field(False, description="compute activations twice instead of keeping them")
 
+    def samples_read(self) -> int:
+        """The samples of all steps."""
+        return self.steps * self.batch
+
     def transform(self, anatomy: Anatomy, context: Context) -> Anatomy:
         """The model without the blocks that the learned mask switches off; its weights are the original ones.
 
@@ -109,7 +113,7 @@ class TinyFusion(ModelMethod):
 
     def _trainer(self, network: GatedNetwork, groups: list[Group], context: Context, seed: int) -> Trainer:
         if context.data is None:
-            raise UnusableData(f"{self.name} trains and needs data.", "Name some with --data.")
+            raise UnusableData(f"{self.name} trains and needs data.", "Name a source of data.")
         objective = context.objective or objective_of(network.model)
         return Trainer(
             network,

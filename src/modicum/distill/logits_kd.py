@@ -29,6 +29,8 @@ class LogitsKD(Recovery):
         "Distilling the Knowledge in a Neural Network", "NIPS 2014 Workshop", "1503.02531"
     )
 
+    asks_teacher: ClassVar[bool] = True
+
     alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher against the data")
 
     def loss(

@@ -44,6 +44,10 @@ class Recovery(ModelMethod):
     bf16: bool = Field(False, description="train under bfloat16 autocast")
     recompute: bool = Field(False, description="compute activations twice instead of keeping them")
 
+    def samples_read(self) -> int:
+        """The samples of all steps."""
+        return self.steps * self.batch
+
     @abstractmethod
     def loss(
         self, anatomy: Anatomy, taps: Sequence[nn.Module], objective: Objective, context: Context
@@ -67,7 +71,7 @@ class Recovery(ModelMethod):
             NotFinite: ten steps in a row had no finite loss.
         """
         if context.data is None:
-            raise UnusableData(f"{self.name} trains and needs data.", "Name some with --data.")
+            raise UnusableData(f"{self.name} trains and needs data.", "Name a source of data.")
         if self.batch % self.accumulate or self.final_lr > self.lr:
             raise InvalidSetting(
                 f"{self.name}: batch {self.batch} in {self.accumulate} parts, lr {self.lr} to {self.final_lr}.",

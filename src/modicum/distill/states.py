@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -24,6 +24,8 @@ Pairs = Sequence[tuple[int, int]]
 
 class StateDistillation(Recovery):
     """L = alpha L_KD + (1 - alpha) L_data + beta L_rep, with beta falling to zero epoch by epoch."""
+
+    asks_teacher: ClassVar[bool] = True
 
     alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher's output against the data")
     beta: float = Field(1e-2, ge=0, description="weight of the hidden states at first; SiT: 2e-4")

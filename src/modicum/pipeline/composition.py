@@ -12,10 +12,34 @@ from collections.abc import Iterable, Sequence
 from itertools import permutations
 
 from modicum.errors import RecipeConflict
-from modicum.method import Method
+from modicum.method import LayerMethod, Method, ModelMethod
 from modicum.weights.properties import Property
 
 LONGEST_REORDERED = 6
+
+
+def split_steps(steps: Sequence[Method]) -> tuple[tuple[ModelMethod, ...], tuple[LayerMethod, ...]]:
+    """The steps over the whole model, which come first, and the steps that work layer by layer.
+
+    Raises:
+        RecipeConflict: a step over the whole model comes behind one that works layer by layer, or a step is of
+            neither kind.
+    """
+    whole: list[ModelMethod] = []
+    layers: list[LayerMethod] = []
+    for step in steps:
+        if isinstance(step, LayerMethod):
+            layers.append(step)
+        elif not isinstance(step, ModelMethod):
+            raise RecipeConflict(f"{step.name} changes how a model runs and cannot be part of this run.")
+        elif layers:
+            raise RecipeConflict(
+                f"{step.name} works on the whole model and cannot follow {layers[-1].name}.",
+                "Put the steps over the whole model first.",
+            )
+        else:
+            whole.append(step)
+    return tuple(whole), tuple(layers)
 
 
 def live_properties(steps: Sequence[Method], start: Iterable[Property] = ()) -> list[frozenset[Property]]:

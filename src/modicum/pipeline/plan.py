@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from modicum.errors import InvalidSetting, RecipeConflict
 from modicum.formats.compressed_tensors import expressible
@@ -103,7 +104,10 @@ def layer_steps(recipe: Recipe) -> tuple[LayerMethod, ...]:
     """
     for step in recipe.steps:
         if not isinstance(step, LayerMethod):
-            raise RecipeConflict(f"{step.name} does not work layer by layer and cannot be part of this run.")
+            raise RecipeConflict(
+                f"{step.name} does not work layer by layer; what it leaves is known when it has run.",
+                "Plan the layer steps alone.",
+            )
     return tuple(step for step in recipe.steps if isinstance(step, LayerMethod))
 
 
@@ -176,9 +180,18 @@ def storage_format(model: nn.Module, layers: Sequence[LayerPlan], wanted: Format
     Raises:
         InvalidSetting: compressed-tensors was asked for and cannot hold what the recipe makes.
     """
+    foreign = not isinstance(model, PreTrainedModel)
+    if foreign and wanted == "compressed-tensors":
+        raise InvalidSetting(
+            "compressed-tensors is for models that transformers opens; this one is modicum's own.",
+            "Use --format modicum, or plain.",
+        )
     schemes = integer_schemes({p.name: p.form for p in layers})
     portable = (
-        bool(schemes) and len(schemes) == len(layers) and expressible(dict(model.named_modules()), schemes)
+        not foreign
+        and bool(schemes)
+        and len(schemes) == len(layers)
+        and expressible(dict(model.named_modules()), schemes)
     )
     if wanted == "auto":
         return "compressed-tensors" if portable else ("modicum" if schemes else "plain")

@@ -22,6 +22,7 @@ from torch import Tensor
 from modicum.calibrate.block import CalibratedBlock, observe
 from modicum.errors import DeviceUnavailable, OutOfSpace
 from modicum.formats.manifest import Manifest
+from modicum.formats.shards import Shards
 from modicum.kernels.allocator import return_freed_memory
 from modicum.kernels.products import widened_products
 from modicum.models import Block, Replay, capture
@@ -48,6 +49,9 @@ class Progress(Protocol):
     def finished(self, block: int) -> None:
         """A block is written."""
 
+    def learning(self, text: str) -> None:
+        """How far a step over the whole model is."""
+
 
 class Silent:
     """Progress that tells nothing."""
@@ -59,6 +63,9 @@ class Silent:
         """Nothing."""
 
     def finished(self, block: int) -> None:
+        """Nothing."""
+
+    def learning(self, text: str) -> None:
         """Nothing."""
 
 
@@ -75,6 +82,8 @@ class Run:
         overwrite: replace `out` if it exists.
         offload: keep the hidden states of the calibration on disk instead of in memory.
         progress: who to tell.
+        workspace: the unfinished output, if an earlier stage has opened it; a new one by default.
+        header: recipe, source and notes for modicum.json, if an earlier stage knows better.
 
     Raises:
         OutputExists: `out` is there already, or an unfinished run of something else is.
@@ -89,6 +98,8 @@ class Run:
     overwrite: bool = False
     offload: bool = False
     progress: Progress = field(default_factory=Silent)
+    workspace: Workspace | None = None
+    header: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.steps: Steps = layer_steps(self.recipe)
@@ -97,10 +108,15 @@ class Run:
         shape = None if self.tokens is None else (self.tokens.shape[0], self.tokens.shape[1])
         self.plan = make_plan(self.source, self.recipe, self.form, shape)
 
+    @property
+    def weights_before(self) -> int:
+        """Weight bytes of the original on disk."""
+        return self.plan.weights_before
+
     def execute(self) -> Manifest:
         """Carry the run out, or take it up where it was interrupted; returns what modicum.json says."""
-        header = self._header()
-        workspace = Workspace(self.out, self._fingerprint(header), overwrite=self.overwrite)
+        header = self.header or self._header()
+        workspace = self.workspace or Workspace(self.out, self._fingerprint(header), overwrite=self.overwrite)
         if workspace.complete():
             workspace.publish()
             return Manifest.read(self.out)
@@ -167,12 +183,10 @@ class Run:
         return replace(replay, hidden=()), hidden
 
     def _header(self) -> dict[str, Any]:
-        source = {
-            "model": self.source.directory.name,
-            "config_sha256": file_hash(self.source.directory / "config.json"),
-            "tensors": self.source.shards.summary(),
+        return {
+            "recipe": self.recipe.to_dict(),
+            "source": provenance(self.source.directory, self.source.shards),
         }
-        return {"recipe": self.recipe.to_dict(), "source": source}
 
     def _fingerprint(self, header: dict[str, Any]) -> dict[str, Any]:
         tokens = b"" if self.tokens is None else self.tokens.numpy().tobytes()
@@ -184,6 +198,15 @@ class Run:
             "dtype": self.plan.dtype,
             "tokens_sha256": hashlib.sha256(tokens).hexdigest(),
         }
+
+
+def provenance(directory: Path, shards: Shards) -> dict[str, Any]:
+    """What modicum.json says of the original."""
+    return {
+        "model": directory.name,
+        "config_sha256": file_hash(directory / "config.json"),
+        "tensors": shards.summary(),
+    }
 
 
 def as_stored_dense(record: dict[str, Any]) -> dict[str, Any]:

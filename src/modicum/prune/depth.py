@@ -48,6 +48,10 @@ class ScoredDepth(DepthMethod):
     samples: int = Field(256, ge=1, description="calibration samples")
     batch: int = Field(32, ge=1, description="samples per forward pass")
 
+    def samples_read(self) -> int:
+        """The calibration samples."""
+        return self.samples
+
     def count(self, anatomy: Anatomy) -> int:
         """How many blocks stay.
 
@@ -69,7 +73,7 @@ class ScoredDepth(DepthMethod):
             UnusableData: the context holds no data.
         """
         if context.data is None:
-            raise UnusableData(f"{self.name} needs calibration data.", "Name some with --data.")
+            raise UnusableData(f"{self.name} needs calibration data.", "Name a source of data.")
         objective = context.objective or objective_of(anatomy.model)
         seed = int(torch.randint(2**31, (1,), generator=context.generator))
         asked = questions(objective, context.data, self.samples, self.batch, seed, context.device)

@@ -10,9 +10,11 @@ A new checkpoint is written beside the old one and takes its place when it is co
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,8 @@ def save(accelerator: Any, work: Path, state: Mapping[str, Any], average: Mappin
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    with _quiet():
+        accelerator.save_state(str(partial))
     if average:
         save_file(dict(average), partial / _average_file(accelerator))
     accelerator.wait_for_everyone()
@@ -53,6 +56,18 @@ def save(accelerator: Any, work: Path, state: Mapping[str, Any], average: Mappin
         (partial / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         _publish(partial, work / f"step-{state['step']:08d}")
     accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Accelerate from warning of tied weights, which it stores once and restores."""
+    log = logging.getLogger("accelerate")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _publish(partial: Path, final: Path) -> None:

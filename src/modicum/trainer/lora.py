@@ -5,6 +5,7 @@ Hu et al., ICLR 2022, arXiv 2106.09685. A begins random, B zero, so the function
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,7 +42,8 @@ def lora(model: nn.Module, rank: int, alpha: int, seed: int) -> Iterator[list[nn
         raise UnsupportedModel(f"{type(model).__name__} has no nn.Linear that LoRA could adapt.")
     learning = {parameter: parameter.requires_grad for parameter in model.parameters()}
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=targets)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about merging adapters of tied weights; these are never merged
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
     try:
