@@ -1,9 +1,9 @@
-"""nano-dit: a diffusion transformer of two million parameters that draws handwritten digits.
+"""nano-dit: a diffusion transformer of a million parameters that draws handwritten digits.
 
 Depth pruning, step caching and the distillation of large diffusion transformers (DiT, SiT) are to be tried and taught
 without a download and without an accelerator. nano-dit is DiT with every part in place: twelve blocks modulated by
-time and class, a thousand steps of noise, learned variance, guidance. It works on pixels, 16x16 of them in patches of
-4x4, so that no autoencoder is needed and a picture is 16 tokens; the digits are 8x8 in the original.
+time and class, a thousand steps of noise, learned variance, guidance. It works on pixels, so that no autoencoder is
+needed: the 8x8 that the digits have in the original, in patches of 2x2, which makes a picture 16 tokens.
 
 What is shipped is a moving average of the weights, as is usual for diffusion. The times of a batch are spread evenly
 over the thousand steps instead of drawn one by one: the same expectation, with less noise in the gradient.
@@ -31,10 +31,10 @@ from modicum.zoo.nano_var_training import rounded
 
 def _config() -> DiTConfig:
     return DiTConfig(
-        input_size=16,
-        patch_size=4,
+        input_size=8,
+        patch_size=2,
         in_channels=1,
-        hidden_size=96,
+        hidden_size=64,
         depth=12,
         num_heads=4,
         num_classes=CLASSES,
@@ -48,8 +48,8 @@ class NanoDiT:
 
     config: DiTConfig = field(default_factory=_config)
     batch: int = 32
-    lr: float = 1e-3
-    decay: float = 0.999  # of the moving average
+    lr: float = 2e-3
+    decay: float = 0.998  # of the moving average
     digits: int | None = None  # of the training digits; None: all
     drawn_per_class: int = 50  # for the figures on the card
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from modicum.errors import InvalidSetting
 from modicum.models.dit import GaussianDiffusion, Reverse, denoise, seeded_noise
-from modicum.models.dit.gaussian import grey_log_likelihood, normal_divergence
+from modicum.models.dit.gaussian import grey_log_likelihood, normal_divergence, variances
 from modicum.models.dit.respacing import kept_steps
 
 SHAPE = (3, 8, 8)
@@ -29,6 +29,22 @@ def test_the_schedule_is_the_published_one() -> None:
     )
     assert torch.equal(whole.timesteps, torch.arange(1000))
     torch.testing.assert_close(whole.abar, torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))))
+
+
+def test_cosine_schedule() -> None:
+    betas = variances("cosine")
+    abar = torch.cumprod(1 - betas, 0)
+    half_way = math.cos((0.5 + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    assert abar[499].item() == pytest.approx(half_way)
+    assert betas.max() == 0.999
+    assert torch.equal(GaussianDiffusion(100, schedule="cosine").timesteps, kept_steps("100"))
+
+
+def test_a_single_step_ends_at_the_guess() -> None:
+    diffusion, x = GaussianDiffusion(1), _normal(2)
+    output = _normal(2, 1, (6, 8, 8))
+    drawn, guess = diffusion.ddpm_step(output, x, torch.zeros(2, dtype=torch.long), _normal(2, 2))
+    torch.testing.assert_close(drawn, guess)
 
 
 def test_taking_all_steps_changes_nothing() -> None:

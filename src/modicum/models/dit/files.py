@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -70,14 +70,18 @@ def convert(weights: str | Path, out: str | Path, config: DiTConfig | str, *, ha
     return save(assemble(config, read_original(Path(weights))), out, half=half)
 
 
-def read_original(path: Path) -> dict[str, Tensor]:
+def read_original(path: Path, inside: Sequence[str] = ("ema",)) -> dict[str, Tensor]:
     """The weights in an original file: the bare state dict, or the moving average of a training checkpoint.
+
+    Args:
+        path: of the file.
+        inside: keys under which a training checkpoint may hold them, the first that is there.
 
     Raises:
         CheckpointError: missing, truncated, or not a state dict.
     """
     with torch.serialization.safe_globals([argparse.Namespace]):  # the training script keeps its arguments
-        return read_tensors(path, inside=[("ema",)])
+        return read_tensors(path, inside=[(key,) for key in inside])
 
 
 def save(

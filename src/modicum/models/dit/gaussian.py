@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from modicum.models.dit.respacing import STEPS, kept_steps
 BETA_FIRST, BETA_LAST = 1e-4, 0.02
 _PIXEL = 1 / 255  # half the distance of two grey levels in [-1, 1]
 
+Schedule = Literal["linear", "cosine"]
 Network = Callable[[Tensor, Tensor], Tensor]  # (noisy [B, C, ...], original steps [B]) -> [B, 2 C or C, ...]
 
 
@@ -72,6 +74,7 @@ class GaussianDiffusion:
         learn_sigma: whether the second half of the network's output is the variance; without it, the variance
             is beta_t.
         device: where the tables are held.
+        schedule: "linear" is that of DiT; "cosine" (Nichol & Dhariwal) that of MAR.
 
     Attributes:
         timesteps: the kept steps, int64 `[K]`.
@@ -79,20 +82,24 @@ class GaussianDiffusion:
     """
 
     def __init__(
-        self, steps: str | int = "", learn_sigma: bool = True, device: torch.device | str = "cpu"
+        self,
+        steps: str | int = "",
+        learn_sigma: bool = True,
+        device: torch.device | str = "cpu",
+        schedule: Schedule = "linear",
     ) -> None:
         self.timesteps = kept_steps(str(steps)).to(device)
         self.learn_sigma = learn_sigma
-        whole = torch.cumprod(1 - torch.linspace(BETA_FIRST, BETA_LAST, STEPS, dtype=torch.float64), 0)
-        kept = whole.to(device)[self.timesteps]
+        kept = torch.cumprod(1 - variances(schedule), 0).to(device)[self.timesteps]
         self.betas = 1 - kept / _before(kept)
         self.abar = torch.cumprod(1 - self.betas, 0)
         before = _before(self.abar)
         self.abar_before = before
         variance = self.betas * (1 - before) / (1 - self.abar)
-        # The first one is zero; its logarithm is replaced by that of the second.
-        self.posterior_log_variance = torch.cat((variance[1:2], variance[1:])).log()
-        self.fixed_log_variance = torch.cat((variance[1:2], self.betas[1:])).log()
+        # The first one is zero; its logarithm is replaced by that of the second (nothing is drawn with it).
+        first = variance[1:2] if len(self) > 1 else self.betas
+        self.posterior_log_variance = torch.cat((first, variance[1:])).log()
+        self.fixed_log_variance = torch.cat((first, self.betas[1:])).log()
         self.x0_weight = self.betas * before.sqrt() / (1 - self.abar)
         self.xt_weight = (1 - before) * (1 - self.betas).sqrt() / (1 - self.abar)
 
@@ -185,6 +192,15 @@ class GaussianDiffusion:
         divergence = normal_divergence(true, guess)
         likelihood = -grey_log_likelihood(x0, guess.mean, 0.5 * guess.log_variance)
         return torch.where(t == 0, _mean(likelihood), _mean(divergence)) / math.log(2)
+
+
+def variances(schedule: Schedule) -> Tensor:
+    """The betas of all 1000 steps, float64."""
+    if schedule == "linear":
+        return torch.linspace(BETA_FIRST, BETA_LAST, STEPS, dtype=torch.float64)
+    time = torch.arange(STEPS + 1, dtype=torch.float64) / STEPS
+    abar = ((time + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+    return (1 - abar[1:] / abar[:-1]).clamp_max(0.999)
 
 
 def normal_divergence(first: Reverse, second: Reverse) -> Tensor:

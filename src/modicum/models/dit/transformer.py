@@ -16,7 +16,7 @@ the original files. Peebles & Xie, ICCV 2023, arXiv 2212.09748; Ma et al., ECCV 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,16 +61,17 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with the tanh form of GELU between them."""
+    """Two linear layers with GELU between them: its tanh form in DiT, the exact one ("none") in MAR."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, approximate: Literal["tanh", "none"] = "tanh") -> None:
         super().__init__()
+        self.approximate = approximate
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, D] -> [B, T, D]`."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 
 class Block(nn.Module):
