@@ -11,11 +11,9 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Protocol
 
 from modicum.apps.pixelgen.radio.channel import Air
-from modicum.apps.pixelgen.radio.serial_port import BAUD, open_line
 from modicum.errors import InvalidSetting
 
 HIGHEST_PORT = 65535
@@ -88,12 +86,11 @@ class Serial:
     """A serial line or pseudo-terminal.
 
     Args:
-        path: such as /dev/ttyUSB0.
-        baud: its speed.
+        line: non-blocking file descriptor (`open_line`); the link closes it.
     """
 
-    def __init__(self, path: str | Path, baud: int = BAUD) -> None:
-        self.line = open_line(path, baud)
+    def __init__(self, line: int) -> None:
+        self.line = line
 
     async def send(self, datagrams: Sequence[bytes]) -> None:
         """Write all of it; gives way to others while the line is full."""
