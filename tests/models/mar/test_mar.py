@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from modicum.errors import CheckpointError, InvalidSetting, OutputExists, UnknownName
-from modicum.models.mar import MAR, Block, MARConfig, Transformer, convert, load_mar, save
+from modicum.models.mar import MAR, Block, MARConfig, Transformer, convert, load_mar, masked_loss, save
 from modicum.models.mar.model import hidden_counts
+from modicum.models.mar.training import hidden_share
 
 LABELS = [0, 3]
 
@@ -180,6 +181,7 @@ def test_patches_of_several_positions() -> None:
     latent = torch.randn(2, 3, 4, 4)
     tokens = latent.view(2, 3, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(2, 4, 12)  # [B, S, C p p]
     assert torch.equal(model.unpatchify(tokens), latent)
+    assert torch.equal(model.patchify(latent), tokens)
     assert model.generate([1], seed=0, iterations=2, steps=2).shape == (1, 3, 4, 4)
 
 
@@ -244,3 +246,47 @@ def test_files_that_do_not_fit(mar: MAR, tmp_path: Path) -> None:
 def test_unusable_sizes(setting: dict[str, Any]) -> None:
     with pytest.raises(InvalidSetting, match="configuration"):
         MARConfig.from_dict(setting)
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_loss_reaches_every_parameter(mar: MAR) -> None:
+    latents, labels = torch.randn(8, 3, 4, 4, generator=_generator(1)), torch.arange(8) % 5
+    loss = masked_loss(mar.train(), latents, labels, _generator(0))
+    assert loss.shape == (8,)
+    assert loss.isfinite().all()
+    loss.mean().backward()
+    still = [n for n, p in mar.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert still in ([], ["fake_latent"])  # which is read where a class is dropped
+    again = masked_loss(mar, latents, labels, _generator(0))
+    assert torch.equal(again, loss)
+
+
+def test_training_learns_the_picture_of_a_class() -> None:
+    torch.manual_seed(0)
+    model = MAR(_tiny().config).train()
+    pictures = torch.randn(5, 3, 4, 4).sign()
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=5e-3), []
+    for step in range(120):
+        labels = torch.randint(5, (16,), generator=_generator(step))
+        loss = masked_loss(model, pictures[labels], labels, _generator(1000 + step)).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[0] > 1  # the output is zero, so the error of the noise is the noise
+    assert sum(losses[-20:]) < 0.6 * sum(losses[:20])
+
+
+def test_share_of_hidden_tokens_is_half_a_normal_distribution() -> None:
+    generator = _generator()
+    shares = torch.stack([hidden_share(generator) for _ in range(3000)])
+    assert 0.7 <= shares.min() < 0.71
+    assert 0.999 < shares.max() <= 1
+    normal = torch.distributions.Normal(1.0, 0.25)
+    lowest = normal.cdf(torch.tensor(0.7))
+    for point in (0.75, 0.85, 0.95):
+        want = (normal.cdf(torch.tensor(point)) - lowest) / (0.5 - lowest)
+        assert (shares < point).float().mean().item() == pytest.approx(want.item(), abs=0.03)

@@ -6,6 +6,17 @@ class | tokens so far --transformer--> a vector per missing token --token networ
 from modicum.models.mar.config import PRESETS, MARConfig
 from modicum.models.mar.files import convert, load_mar, save
 from modicum.models.mar.model import MAR
+from modicum.models.mar.training import masked_loss
 from modicum.models.mar.transformer import Block, Transformer
 
-__all__ = ["Block", "MAR", "MARConfig", "PRESETS", "Transformer", "convert", "load_mar", "save"]
+__all__ = [
+    "Block",
+    "MAR",
+    "MARConfig",
+    "PRESETS",
+    "Transformer",
+    "convert",
+    "load_mar",
+    "masked_loss",
+    "save",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from torch import Tensor
 from modicum.errors import InvalidSetting
 from modicum.models.dit.gaussian import GaussianDiffusion
 from modicum.models.dit.sampling import DrawNoise, denoise, seeded_noise
-from modicum.models.mar.diffloss import TokenNetwork
 from modicum.models.mar.transformer import Transformer
 from modicum.models.next_scale.sampling import Seed, generators
 
@@ -77,6 +76,12 @@ class MAR(Transformer):
                 progress(1 - left / total)
         return self.unpatchify(tokens)
 
+    def patchify(self, latents: Tensor) -> Tensor:
+        """Latents `[B, channels, side, side]` as tokens `[B, S, channels p p]`."""
+        grid, patch = self.config.grid, self.config.patch_size
+        squares = latents.unflatten(2, (grid, patch)).unflatten(4, (grid, patch))  # [B, c, h, p, w, p]
+        return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """Tokens `[B, S, channels p p]` as a latent `[B, channels, side, side]`."""
         grid, patch = self.config.grid, self.config.patch_size
@@ -93,13 +98,12 @@ class MAR(Transformer):
 
     def _guided(self, z: Tensor, drawn: Tensor, scale: float) -> Callable[[Tensor, Tensor], Tensor]:
         """The token network for the places `drawn` `[B, n]` as a function of noisy tokens and time."""
-        net = cast(TokenNetwork, self.diffloss["net"])
         copies = len(z) // len(drawn)
         index = drawn.repeat(copies, 1)[..., None].expand(-1, -1, z.shape[-1])
         chosen = z.gather(1, index).flatten(0, 1)  # [copies B n, D]
 
         def network(x: Tensor, t: Tensor) -> Tensor:
-            out = net(x.repeat(copies, 1), t.repeat(copies), chosen).float()
+            out = self.token_network(x.repeat(copies, 1), t.repeat(copies), chosen).float()
             if copies == 1:
                 return out
             (conditional, unconditional), channels = out.chunk(2), x.shape[-1]

@@ -8,10 +8,12 @@ E and D channels of encoder and decoder.
 
 Both are stacks of plain blocks; any of them can be gated or left out. `diffloss.net` draws a token out of its vector.
 Li et al., NeurIPS 2024, arXiv 2406.11838. Every picture of a batch shows as many tokens as the others, so that
-visible ones are gathered by index; the original picks them by mask. Training is not here.
+visible ones are gathered by index; the original picks them by mask.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +79,11 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.fake_latent.device
+
+    @property
+    def token_network(self) -> TokenNetwork:
+        """What draws a token out of its vector."""
+        return cast(TokenNetwork, self.diffloss["net"])
 
     def forward(self, tokens: Tensor, visible: Tensor, classes: Tensor) -> Tensor:
         """What is known of every token.
