@@ -27,20 +27,20 @@ def equalised(frames: Tensor) -> Tensor:
     return share.gather(1, levels).view_as(frames)
 
 
-def canny(frames: Tensor, low: float = 0.4, high: float = 0.8) -> Tensor:
+def canny(frames: Tensor, low: float = 0.1, high: float = 0.2) -> Tensor:
     """Edges of frames, bool `[B, 1, H, W]`.
 
     Args:
         frames: equalised.
-        low: slope per two pixels from which on an edge may be one.
-        high: from which on it is one.
+        low: change across two pixels from which on an edge may be one.
+        high: from which on it is one; both are about the 100 and 200 of OpenCV.
     """
     kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=frames.device) / 16
     smooth = F.pad(frames, (3, 3, 3, 3), mode="replicate")
     smooth = F.conv2d(
         F.conv2d(smooth, kernel.view(1, 1, 1, 5)), kernel.view(1, 1, 5, 1)
     )  # [B, 1, H + 2, W + 2]
-    difference, mean = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([1.0, 2.0, 1.0]) / 2
+    difference, mean = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([1.0, 2.0, 1.0]) / 4
     kernels = torch.stack((torch.outer(mean, difference), torch.outer(difference, mean)))[:, None]
     x, y = F.conv2d(smooth, kernels.to(frames)).split(1, dim=1)
     slope = torch.hypot(x, y)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from modicum.apps.pixelgen.generator.model import Generator
+from modicum.pipeline.recipe import Recipe
 
 CARD = """---
 license: apache-2.0
@@ -36,6 +37,27 @@ Readings have no thermometer behind them: light stands for the mean luma of a pi
 is, humidity for how pale; sound has no influence.
 
 Train it again: `python -m modicum.apps.pixelgen.generator.train --images FILE --steps {steps} --seed {seed} --out DIR`.
+"""
+
+COMPRESSED = """---
+license: apache-2.0
+tags: [modicum, pixelgen, image-colorization, diffusion]
+---
+# {name}
+
+PixelGen's generator, compressed: {depth} blocks are left, in {painting_steps} steps a picture. What it paints is
+plausible, not measured: keep the frame and its mask beside every picture.
+
+```yaml
+{recipe}```
+
+{table}
+
+Before compression, in the same table: {before_psnr:.2f} dB with the readings known, {before_unknown:.2f} dB without.
+Measured on {pictures:,} pictures that were not trained on; `metrics.json` holds all figures, those from before under
+"before", and what the methods found out under "notes".
+
+Make it again: `python -m modicum.apps.pixelgen.generator.compress --images FILE --held-out FILE --out DIR`.
 """
 
 _ROWS = (
@@ -90,4 +112,25 @@ def card(name: str, generator: Generator, metrics: dict[str, Any]) -> str:
         temperature=generator.temperature,
         table=score_table(metrics),
         **metrics,
+    )
+
+
+def compressed_card(name: str, generator: Generator, metrics: dict[str, Any], recipe: Recipe) -> str:
+    """The card of a compressed generator, in Markdown.
+
+    Args:
+        name: of the generator.
+        generator: as it is written.
+        metrics: of `measure.quality`, those of the generator before under "before".
+        recipe: that made it.
+    """
+    return COMPRESSED.format(
+        name=name,
+        depth=generator.network.config.depth,
+        painting_steps=generator.steps,
+        recipe=recipe.to_yaml(),
+        table=score_table(metrics),
+        before_psnr=metrics["before"]["known"]["psnr"],
+        before_unknown=metrics["before"]["unknown"]["psnr"],
+        pictures=metrics["pictures"],
     )
