@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ def test_time_in_the_bad_state() -> None:
 def test_a_burst_goes_on_in_the_next_call() -> None:
     rare = Channel(to_bad=0.001, to_good=0.001).open(3)
     states = [rare.lost(1)[0] for _ in range(2000)]
-    changes = sum(a != b for a, b in zip(states, states[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(states))
     assert 0 < changes < 12
     assert rare.lost(0).shape == (0,)
 

@@ -1,13 +1,13 @@
 """Reads the serial text protocol from a line that loses and garbles.
 
-Every line says at which address it belongs. The difference `offset = address / 16 - position in the text` is constant
-as long as no line is lost, and can only grow within a frame:
+Every line says at which address it belongs, and `offset = address / 16 - position in the text` is constant as long as
+no line is lost and none comes between:
 
 - a line is believed if its offset is also that of the line before or behind it, or if its address at least lies
   between those of the believed lines around it;
 - a line with good values whose address is not believed is placed if the offsets before and behind it agree;
 - a line with damaged values leaves a hole;
-- where offsets fall, a new frame has begun and its markers were lost: what came before is dropped.
+- where believed addresses fall, a new frame has begun and its markers were lost: what came before is dropped.
 
 A frame closes at its end, at the next beginning, or at address 0. Nothing that comes in raises. A digit that turned
 into another digit stays unnoticed: the protocol has no checksum.
@@ -163,30 +163,23 @@ def placed(claims: NDArray[np.int64]) -> NDArray[np.int64]:
     sure = np.append(alike, False) | np.insert(alike, 0, False)
     if not sure.any():
         return np.where(named, claims, NOWHERE)
-    falls = np.flatnonzero(np.diff(offset[sure]) < 0)
+    falls = np.flatnonzero(np.diff(claims[sure]) < 0)
     start = np.flatnonzero(sure)[falls[-1] + 1] if len(falls) else 0
     sure &= position >= start
-    before, behind = _neighbours(sure, offset, start)
-    between = named & (before <= offset) & (offset <= behind)
-    place = np.where(sure | between, claims, np.where(before == behind, before + position, NOWHERE))
+    last, following = _neighbours(sure)
+    claim, shift = np.append(claims, (LINES, -1)), np.append(offset, (LINES, -start))  # bounds for both ends
+    between = named & (claim[last] < claims) & (claims < claim[following])
+    repaired = np.where(shift[last] == shift[following], shift[last] + position, NOWHERE)
+    place = np.where(sure | between, claims, repaired)
     return np.where((position >= start) & (place >= 0) & (place < LINES), place, NOWHERE)
 
 
-def _neighbours(
-    sure: NDArray[np.bool_], offset: NDArray[np.int64], start: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Offset of the last sure line up to each position, and of the next one from there, int64 `[lines]` each.
-
-    If nothing is missing at the beginning, the line at position `start` is the first of the picture; behind the last
-    line anything may be missing.
-    """
-    position, count = np.arange(len(sure)), len(sure)
+def _neighbours(sure: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Index of the last sure line up to each position (-1: none), and of the next one from there (count: none)."""
+    position = np.arange(len(sure))
     last = np.maximum.accumulate(np.where(sure, position, -1))
-    following = np.minimum.accumulate(np.where(sure, position, count)[::-1])[::-1]
-    bounds = np.concatenate(
-        (offset, [LINES, -start])
-    )  # index count: behind the end; index -1: before the beginning
-    return bounds[last], bounds[following]
+    following = np.minimum.accumulate(np.where(sure, position, len(sure))[::-1])[::-1]
+    return last, following
 
 
 def _claim(line: bytes) -> int:
