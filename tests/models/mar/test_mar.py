@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from modicum.errors import CheckpointError, InvalidSetting, OutputExists, UnknownName
+from modicum.models import Anatomy
+from modicum.models.depth.gating import gate
 from modicum.models.mar import MAR, Block, MARConfig, Transformer, convert, load_mar, masked_loss, save
 from modicum.models.mar.model import hidden_counts
 from modicum.models.mar.training import hidden_share
@@ -290,3 +292,26 @@ def test_share_of_hidden_tokens_is_half_a_normal_distribution() -> None:
     for point in (0.75, 0.85, 0.95):
         want = (normal.cdf(torch.tensor(point)) - lowest) / (0.5 - lowest)
         assert (shares < point).float().mean().item() == pytest.approx(want.item(), abs=0.03)
+
+
+def test_every_matrix_of_every_block_is_a_layer(mar: MAR) -> None:
+    anatomy = Anatomy.of(mar)
+    assert [block.name for block in anatomy.blocks] == [
+        "encoder_blocks.0", "encoder_blocks.1", "decoder_blocks.0"
+    ]  # fmt: skip
+    for block in anatomy.blocks:
+        assert [layer.role for layer in block.layers] == ["qkv", "o", "fc1", "fc2"]
+        assert block.skipped == ()
+        assert len(block.folds) == 2
+
+
+def test_a_block_switched_off_is_a_block_left_out(mar: MAR) -> None:
+    tokens, visible = torch.randn(2, 16, 3), torch.tensor([[0, 5, 9], [2, 3, 15]])
+    classes = mar.class_emb(torch.tensor(LABELS))
+    shallow = MAR(mar.config.model_copy(update={"encoder_depth": 1})).eval()
+    state = {n: t for n, t in mar.state_dict().items() if not n.startswith("encoder_blocks.0.")}
+    shallow.load_state_dict(
+        {n.replace("encoder_blocks.1.", "encoder_blocks.0."): t for n, t in state.items()}
+    )
+    gate(Anatomy.of(mar))[0].mask = torch.zeros(2)
+    torch.testing.assert_close(mar(tokens, visible, classes), shallow(tokens, visible, classes))
