@@ -7,7 +7,7 @@ new architecture is a new entry handed to `register`; no class has to be written
 All names are dotted module paths. `blocks` is relative to the base model (`model.base_model`), everything
 else is relative to one block. A role is what a matrix does, in one short vocabulary for all families:
 
-    q k v qkv o            attention projections (fused: qkv)
+    q k v qkv kv o         attention projections (fused: qkv, kv)
     gate up gate_up down   gated feed-forward (fused: gate_up), also of experts
     fc1 fc2                plain feed-forward
     in x out               state-space mixer

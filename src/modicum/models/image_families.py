@@ -1,8 +1,13 @@
-"""Table entries of the image models that modicum itself defines: DiT and SiT, VAR."""
+"""Table entries of the image models that modicum itself defines: DiT and SiT, VAR, Infinity.
+
+The blocks of a next-scale model lie in its transformer; the transformer alone is described too."""
 
 from __future__ import annotations
 
 from modicum.models.families import Family, register
+
+_TABLE = "a table of scales and shifts, which are added and not multiplied"
+_TEMPERATURE = "one temperature per head"
 
 register(
     Family(
@@ -24,8 +29,8 @@ register(
 register(
     Family(
         name="var",
-        model_types=("VARConfig",),
-        blocks=("transformer.blocks",),
+        model_types=("var",),
+        blocks=("transformer.blocks", "blocks"),
         roles={
             "ada_lin.1": "ada",
             "attn.mat_qkv": "qkv",
@@ -36,9 +41,29 @@ register(
         attention="attn",
         mlp="ffn",
         skip={
-            "ada_gss": "a table of scales and shifts, which are added and not multiplied",
-            "attn.scale_mul_1H11": "one temperature per head",
+            "ada_gss": _TABLE,
+            "attn.scale_mul_1H11": _TEMPERATURE,
         },
+        depth="depth",
+    )
+)
+register(
+    Family(
+        name="infinity",
+        model_types=("infinity",),
+        blocks=("transformer.blocks", "blocks"),
+        roles={
+            "sa.mat_qkv": "qkv",
+            "sa.proj": "o",
+            "ca.mat_q": "q",
+            "ca.mat_kv": "kv",
+            "ca.proj": "o",
+            "ffn.fc1": "fc1",
+            "ffn.fc2": "fc2",
+        },
+        attention="sa",
+        mlp="ffn",
+        skip={"ada_gss": _TABLE, "sa.scale_mul_1H11": _TEMPERATURE},
         depth="depth",
     )
 )

@@ -25,6 +25,8 @@ from modicum.formats.merge import join_all
 from modicum.formats.native import config_entries
 from modicum.formats.shards import write_json
 from modicum.models import Block, CheckpointMap, Layer
+from modicum.models.image_models import image_kind
+from modicum.pipeline.images import copy_beside
 from modicum.pipeline.plan import Format, Plan, integer_schemes
 from modicum.pipeline.source import Source
 from modicum.pipeline.workspace import Workspace
@@ -110,7 +112,10 @@ def finish(workspace: Workspace, source: Source, plan: Plan, header: dict[str, A
     for index in range(plan.blocks):
         records |= workspace.records(index)
     root = workspace.root
-    _copy_companions(source.directory, root)
+    if image_kind(source.directory):
+        copy_beside(source.directory, root)
+    else:
+        _copy_companions(source.directory, root)
     write_json(root / "config.json", output_config(source, plan))
     if not (root / "shards.json").exists() and not list(root.glob("model*.safetensors")):
         workspace.write_rest({name: source.read(name) for name in _outside_tensors(source)}, plan.blocks)

@@ -100,7 +100,9 @@ def load_tokenizer(directory: Path) -> Any:
 
     Raises:
         CheckpointError: there is none.
+        UnsupportedModel: the model draws images.
     """
+    refuse_images(directory, "Reading text", "Use steps that need no data, such as quantize.rtn.")
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain exceptions for a damaged file

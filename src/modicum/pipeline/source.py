@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from modicum.errors import CheckpointError, ModicumError, NotFinite
+from modicum.errors import CheckpointError, ModicumError, NotFinite, UnsupportedModel
 from modicum.formats.shards import Shards
 from modicum.kernels.checks import all_finite
 from modicum.models import Anatomy, Block, CheckpointMap, load_tensors, release, skeleton
 from modicum.models.anatomy import module_name
+from modicum.models.image_models import image_kind
+from modicum.pipeline.images import image_skeleton
 
 
 def read_config(directory: Path) -> Any:
@@ -103,7 +105,8 @@ class Source:
             CheckpointError: files are missing or corrupt, or config.json disagrees with the tensors.
             UnsupportedModel: the architecture has no description.
         """
-        config = read_config(directory)
+        kind = image_kind(directory)
+        config: Any = None if kind else read_config(directory)
         if getattr(config, "quantization_config", None) is not None:
             raise CheckpointError(
                 f"{directory} is compressed already ({config.quantization_config.get('quant_method')}).",
@@ -111,7 +114,8 @@ class Source:
             )
         shards = Shards(directory)
         check_sizes(config, shards, directory)
-        model = built(config, dtype or stored_dtype(config, shards), directory)
+        dtype = dtype or stored_dtype(config, shards)
+        model = image_skeleton(directory, kind, dtype) if kind else built(config, dtype, directory)
         anatomy = Anatomy.of(model)
         names = CheckpointMap(shards.names(), model, anatomy.family)
         names.check({name: at.shape for name, at in shards.tensors.items()})
@@ -141,7 +145,16 @@ class Source:
         return [name for name in self.names.needed() if not name.startswith(prefixes)]
 
     def load_prelude(self) -> None:
-        """Load what runs before the first block (everything outside the blocks but the output head)."""
+        """Load what runs before the first block (everything outside the blocks but the output head).
+
+        Raises:
+            UnsupportedModel: the model draws images; no text can be sent through it.
+        """
+        if image_kind(self.directory):
+            raise UnsupportedModel(
+                f"Calibration sends text through a model; {self.directory.name} draws images.",
+                "Use steps that need no data, such as quantize.rtn and prune.magnitude.",
+            )
         head = head_parameters(self.model)
         for name in self.outside():
             if name not in head:

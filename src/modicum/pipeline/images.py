@@ -1,0 +1,114 @@
+"""Next-scale image models in the pipeline: what is compressed is their transformer, which is most of them.
+
+The directory of such a model holds the transformer in model.safetensors and what turns token maps into pixels in
+vae.safetensors. A run reads and writes the first, block by block, and copies everything beside it. Compressed weights
+are stored as plain tensors or in modicum's own format; only `modicum.load` reads such models, so no other format has a
+reader.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from modicum.errors import CheckpointError
+from modicum.formats.manifest import Manifest
+from modicum.formats.shards import Shards
+from modicum.models.image_models import Kind, load_image_model, transformer_of
+from modicum.models.next_scale import NextScaleModel
+from modicum.weights.base import WeightForm, from_spec
+
+
+def image_skeleton(directory: Path, kind: Kind, dtype: torch.dtype) -> nn.Module:
+    """The transformer of an image model without weights, in evaluation mode.
+
+    Args:
+        directory: of the model.
+        kind: of `image_kind`.
+        dtype: of the parameters.
+
+    Raises:
+        CheckpointError: it is compressed already.
+    """
+    manifest = Manifest.present(directory)
+    if manifest is not None and manifest.forms():
+        raise CheckpointError(
+            f"{directory} is compressed already.", "Compress the original, with all steps in one recipe."
+        )
+    with torch.device("meta"):
+        model = transformer_of(directory, kind).to(dtype)
+    for module in model.modules():  # buffers are in no file, and blocks do not read their values
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            empty = torch.zeros(buffer.shape, dtype=buffer.dtype)
+            module.register_buffer(name, empty, persistent=False)
+    return model.eval()
+
+
+def load_images(
+    directory: Path,
+    kind: Kind,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    text_encoder: str | Path | None = None,
+) -> NextScaleModel:
+    """An image model, compressed or not, in evaluation mode; integer weights stay packed.
+
+    Args:
+        directory: as modicum writes it.
+        kind: of `image_kind`.
+        dtype: of the transformer; float32 by default.
+        device: where it goes.
+        text_encoder: directory of the text encoder, for a model that reads prompts.
+
+    Raises:
+        CheckpointError: files are missing, corrupt, or do not fit together.
+    """
+    manifest = Manifest.present(directory)
+    if manifest is None:
+        return load_image_model(directory, kind, dtype, device, text_encoder)
+    shards = Shards(directory)
+    forms = {name: _read_form(name, spec, shards) for name, spec in manifest.forms().items()}
+    model = load_image_model(directory, kind, dtype, device, text_encoder, _dense(forms, shards))
+    for name, form in forms.items():
+        if not form.expand_on_load:
+            model.get_submodule("transformer").set_submodule(name, form.to(device, dtype or torch.float32))
+    return model
+
+
+def copy_beside(directory: Path, root: Path) -> None:
+    """Copy what draws and reads beside the transformer; not the card, whose figures are those of the original."""
+    for found in directory.iterdir():
+        if found.is_dir():
+            shutil.copytree(found, root / found.name, dirs_exist_ok=True)
+        elif found.suffix == ".safetensors" and not found.name.startswith("model"):
+            shutil.copyfile(found, root / found.name)
+
+
+def _read_form(name: str, spec: Mapping[str, object], shards: Shards) -> WeightForm:
+    with torch.device("meta"):
+        form = from_spec(spec)
+    stored = {key: shards.read(f"{name}.{key}") for key in form.tensors()}
+    try:
+        form.load_state_dict(stored, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{shards.path}: the tensors of {name} do not have the shapes that modicum.json says.",
+            "Copy the checkpoint again.",
+        ) from error
+    form.check()
+    return form
+
+
+def _dense(forms: Mapping[str, WeightForm], shards: Shards) -> dict[str, Tensor]:
+    """The state dict of the transformer with every form decoded."""
+    described = tuple(f"{name}." for name in forms)
+    tensors = {name: shards.read(name) for name in shards.names() if not name.startswith(described)}
+    for name, form in forms.items():
+        tensors[f"{name}.weight"] = form.to_dense()
+        if form.bias is not None:
+            tensors[f"{name}.bias"] = form.bias.data
+    return tensors
