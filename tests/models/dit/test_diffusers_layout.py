@@ -48,7 +48,9 @@ def test_what_diffusers_saves_is_read_back_bit_for_bit(three: DiT, written: Path
     theirs.save_pretrained(tmp_path / "again")
     theirs.save_pretrained(tmp_path / "pipeline" / "transformer")
     (tmp_path / "pipeline" / "model_index.json").write_text("{}")
-    for directory in (written, tmp_path / "again", tmp_path / "pipeline"):
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    for directory in (written, tmp_path / "again", tmp_path / "pipeline", tmp_path / "shards"):
         back = load_dit(directory)
         assert back.config == three.config
         assert all(torch.equal(tensor, back.state_dict()[n]) for n, tensor in three.state_dict().items())

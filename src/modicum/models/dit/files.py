@@ -26,7 +26,7 @@ from modicum.models.dit.model import DiT
 from modicum.models.next_scale.files import fill, read_json, read_tensors, stored, write_directory
 
 CONFIG, MODEL = "config.json", "model.safetensors"
-DIFFUSERS_MODELS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+DIFFUSERS_MODEL = "diffusion_pytorch_model.safetensors"
 
 
 def load_dit(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> DiT:
@@ -47,7 +47,7 @@ def load_dit(directory: str | Path, *, dtype: torch.dtype = torch.float32, devic
     data = read_json(directory / CONFIG, "a DiT model")
     if data.get("_class_name") == diffusers_layout.CLASS:
         config = diffusers_layout.read_config(data)
-        tensors = diffusers_layout.from_diffusers(read_tensors(_weights(directory)), config)
+        tensors = diffusers_layout.from_diffusers(read_tensors(directory), config)
         return assemble(config, tensors, dtype).to(device)
     config = DiTConfig.from_dict(data)
     return assemble(config, read_tensors(directory / MODEL), dtype).to(device)
@@ -123,12 +123,7 @@ def save_diffusers(model: DiT, out: str | Path) -> Path:
     """
     texts = {CONFIG: json.dumps(diffusers_layout.write_config(model.config), indent=2) + "\n"}
     tensors = diffusers_layout.to_diffusers(stored(model, lambda name: False), model.config)
-    return write_directory(Path(out), texts, {DIFFUSERS_MODELS[0]: tensors})
-
-
-def _weights(directory: Path) -> Path:
-    """The file or the directory of shards with the weights of a diffusers model."""
-    return next((directory / name for name in DIFFUSERS_MODELS if (directory / name).exists()), directory)
+    return write_directory(Path(out), texts, {DIFFUSERS_MODEL: tensors})
 
 
 def assemble(config: DiTConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> DiT:

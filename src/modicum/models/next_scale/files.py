@@ -23,8 +23,14 @@ from torch import Tensor, nn
 
 from modicum.errors import CheckpointError, OutputExists
 
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
+# Names under which transformers and diffusers keep weights.
+_WHOLE = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+)
+_INDEXES = tuple(f"{name}.index.json" for name in _WHOLE)
 _SHOWN = 5
 
 
