@@ -20,7 +20,14 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("docs/index.md", "docs/getting-started.md", "docs/recipes.md", "docs/runs.md", "docs/errors.md")
+PAGES = (
+    "docs/index.md",
+    "docs/getting-started.md",
+    "docs/recipes.md",
+    "docs/images.md",
+    "docs/runs.md",
+    "docs/errors.md",
+)
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 WIDTH = "84"
 

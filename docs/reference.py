@@ -16,9 +16,14 @@ import torch
 import typer
 
 from modicum import errors
+from modicum.allocate.cache_size import kv_nbytes
 from modicum.cli.app import app
-from modicum.method import LayerMethod, Method, registry
+from modicum.method import LayerMethod, Method, RuntimeMethod, registry
 from modicum.models import family_of, supported
+from modicum.models.infinity import PRESETS as INFINITY_PRESETS
+from modicum.models.infinity import Resolution
+from modicum.models.next_scale import AttentionShape
+from modicum.models.var import PRESETS as VAR_PRESETS
 from modicum.weights.properties import IntegerGrid, LayerShapes, NMPattern, TiedWeights, ZeroMask
 
 PROPERTY_WORDS = {
@@ -44,6 +49,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def prose(text: str) -> str:
     """Plain text of a docstring as Markdown: everything outside of backticks is taken literally."""
+    lines = text.split("\n")
+    return "\n".join(line if line.startswith("    ") else _escaped(line) for line in lines)  # indented: code
+
+
+def _escaped(text: str) -> str:
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
         part if part.startswith("`") else re.sub(r"([*_\[\]|\\])", r"\\\1", part).replace("<", "&lt;")
@@ -77,7 +87,9 @@ def method_table(link: str) -> str:
 
 def needs_data(method: Method) -> bool:
     """Whether a method reads calibration data with these settings."""
-    return isinstance(method, LayerMethod) and bool(method.statistics() or method.inputs())
+    if isinstance(method, LayerMethod):
+        return bool(method.statistics() or method.inputs())
+    return getattr(method, "measures", False)
 
 
 def method_page(name: str) -> str:
@@ -97,14 +109,25 @@ def method_page(name: str) -> str:
             _usage(name, method),
             "## Settings",
             settings_table(method),
-            "## In a recipe",
-            table(["property", "this method"], _contract(built)),
+            *_in_a_recipe(built),
             f"The whole method is one file: `src/modicum/{name.replace('.', '/')}.py`.",
         ]
     )
 
 
+def _in_a_recipe(method: Method) -> list[str]:
+    """What a recipe checks; a method that changes how a model runs is no step of one."""
+    if isinstance(method, RuntimeMethod):
+        return [
+            "It changes how a model runs and none of its weights, so it goes with every recipe. "
+            "[Images](../images.md) shows how policies are used and compared."
+        ]
+    return ["## In a recipe", table(["property", "this method"], _contract(method))]
+
+
 def _usage(name: str, method: type[Method]) -> str:
+    if issubclass(method, RuntimeMethod):
+        return _tabs(_running(name, method))
     key, value = _own_setting(method)
     setting = f"{key}={value!r}"
     module = method.__module__
@@ -117,10 +140,38 @@ def _usage(name: str, method: type[Method]) -> str:
         "Recipe": ("yaml", f"steps:\n  - {name}: {{{key}: {value}}}"),
         "Python": ("py", python),
     }
+    return _tabs(tabs)
+
+
+def _tabs(tabs: dict[str, tuple[str, str]]) -> str:
+    """The same thing in several languages: title -> (language, code)."""
     return "\n\n".join(
         f'=== "{title}"\n\n' + indent(f"```{language}\n{code}\n```", "    ")
         for title, (language, code) in tabs.items()
     )
+
+
+def _running(name: str, method: type[Method]) -> dict[str, tuple[str, str]]:
+    """How a cache policy is used with nano-var."""
+    short, fields = name.partition(".")[2], method.model_fields
+    shown = {"budget": "20%"} if "budget" in fields else {}
+    window = {"window": 9} if "window" in fields else {}
+    options = "".join(f" --{key} {value}" for key, value in shown.items())
+    options += "".join(f" --set {key}={value}" for key, value in window.items())
+    settings = ", ".join(f"{key}={value!r}" for key, value in (shown | window).items())
+    python = (
+        f"import modicum\nfrom {method.__module__} import {method.__name__}\n\n"
+        f'model = modicum.load("nano-var")\n'
+        f"policy = modicum.fit_policy(model, {method.__name__}({settings}))\n"
+        f"with policy.attach(model):\n    images = model.generate([3, 8], seed=[0, 1])"
+    )
+    return {
+        "Command line": (
+            "sh",
+            f"modicum generate nano-var --label 3,8 --kv {short}{options} --out digits.png",
+        ),
+        "Python": ("py", python),
+    }
 
 
 def _own_setting(method: type[Method]) -> tuple[str, Any]:
@@ -131,7 +182,7 @@ def _own_setting(method: type[Method]) -> tuple[str, Any]:
 def settings_table(method: type[Method]) -> str:
     """Settings with type, default and meaning."""
     shown = method.model_json_schema()["properties"]
-    own = [key for key in method.model_fields if key not in LayerMethod.model_fields]
+    own = [key for key in method.model_fields if key in method.__annotations__]
     rows = [
         [
             f"`{key}`",
@@ -154,11 +205,14 @@ def _kind(schema: dict[str, Any]) -> str:
         return " or ".join(f"`{value}`" for value in schema["enum"])
     if "pattern" in schema:
         return "`N:M`"
+    if "anyOf" in schema:
+        kinds = [_kind(each) for each in schema["anyOf"] if each.get("type") != "null"]
+        return " or ".join([*dict.fromkeys(kinds), *(["none"] if len(kinds) < len(schema["anyOf"]) else [])])
     words = {
         "integer": "whole number",
         "number": "number",
         "boolean": "yes or no",
-        "array": "list of patterns",
+        "array": "list of patterns" if schema.get("items", {}).get("type") == "string" else "list",
     }
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign}&nbsp;{schema[key]:g}" for key, sign in bounds.items() if key in schema]
@@ -290,6 +344,24 @@ def storage_table() -> str:
     return table(["what", "stored as", "bits per weight", "of dense"], rows)
 
 
+def cache_table() -> str:
+    """Bytes of keys and values before the last map of published next-scale models, with guidance."""
+    sizes = {f"VAR-{name}": (config, config.schedule) for name, config in VAR_PRESETS.items()}
+    sizes |= {
+        f"Infinity-{name.upper()}": (INFINITY_PRESETS[name], Resolution.of(1.0, "1M").schedule)
+        for name in ("2b", "8b")
+    }
+    rows = []
+    for name, (config, schedule) in sizes.items():
+        shape = AttentionShape(config.depth, config.num_heads, config.embed_dim // config.num_heads)
+        prefix = schedule.offsets[-2]
+        cases = [(prefix, torch.float32), (prefix, torch.bfloat16), (prefix // 10, torch.bfloat16)]
+        mebibytes = [kv_nbytes(tokens, shape, 2, key, torch.bfloat16) / 2**20 for tokens, key in cases]
+        rows.append([name, f"{prefix:,}", *(f"{value:,.1f} MiB" for value in mebibytes)])
+    head = ["model", "tokens", "keys in float32, as the originals", "keys in 16 bits", "10 % of the tokens"]
+    return table(head, rows)
+
+
 def recipe_listing(folder: Path) -> str:
     """Every example recipe with its text."""
     parts = []
@@ -303,6 +375,7 @@ FRAGMENTS = {
     "models": model_table,
     "errors": error_table,
     "storage": storage_table,
+    "caches": cache_table,
     "recipes": lambda: recipe_listing(Path(__file__).parents[1] / "recipes"),
 }
 """Text that a page asks for with a line `<!-- insert: NAME -->`."""

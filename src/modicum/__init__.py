@@ -24,10 +24,21 @@ from modicum.version import __version__
 if TYPE_CHECKING:
     from modicum.api import compare, compress, load, save
     from modicum.api.images import compare_kv
+    from modicum.api.policies import fit_policy
     from modicum.errors import ModicumError
     from modicum.pipeline.recipe import Recipe
 
-__all__ = ["ModicumError", "Recipe", "__version__", "compare", "compare_kv", "compress", "load", "save"]
+__all__ = [
+    "ModicumError",
+    "Recipe",
+    "__version__",
+    "compare",
+    "compare_kv",
+    "compress",
+    "fit_policy",
+    "load",
+    "save",
+]
 
 _HOMES = {
     "ModicumError": "modicum.errors",
@@ -35,6 +46,7 @@ _HOMES = {
     "compare": "modicum.api",
     "compare_kv": "modicum.api.images",
     "compress": "modicum.api",
+    "fit_policy": "modicum.api.policies",
     "load": "modicum.api",
     "save": "modicum.api",
 }

@@ -10,7 +10,7 @@ import torch
 
 from modicum.allocate.budget_file import read_budget
 from modicum.allocate.cache_size import parse_budget
-from modicum.api.inputs import calibration, guided
+from modicum.api.inputs import calibration, guided, request
 from modicum.cache import CacheMethod, CachePolicy, policy_from_json
 from modicum.cache.scalekv import ScaleKV
 from modicum.errors import InvalidSetting, UnknownName
@@ -20,6 +20,7 @@ from modicum.method import Context, build, registry
 from modicum.models import Anatomy
 from modicum.models.next_scale import NextScaleModel
 from modicum.models.next_scale.files import read_json
+from modicum.models.var import VAR
 
 FAMILY = "cache."
 PUBLISHED = "Scale "  # keys of a published budget file
@@ -58,23 +59,29 @@ def cache_method(
     return built
 
 
-def fit_policy(model: NextScaleModel, method: CacheMethod, wanted: Request) -> CachePolicy:
-    """Fit a cache policy to a model, for requests like this one.
+def fit_policy(model: NextScaleModel, method: CacheMethod, wanted: Request | None = None) -> CachePolicy:
+    """Fit a cache policy to a model.
 
     Args:
         model: VAR, Infinity.
         method: with its settings; `rows`, unless set, is taken from the request where the budget is in bytes.
-        wanted: what will be drawn; ScaleKV measures on four images like these (see `calibration`).
+        wanted: what will be drawn; ScaleKV measures on four images (see `calibration`). A VAR can do without.
+
+    Raises:
+        InvalidSetting: a budget below what the policy keeps in any case, or above all there is.
+        UnusableData: there is something to measure and nothing to measure it with.
     """
+    if wanted is None and isinstance(model, VAR):
+        wanted = request(model)
     budget = getattr(method, "budget", None)
-    if budget and parse_budget(budget).unit == "bytes" and "rows" not in method.model_fields_set:
+    if wanted and budget and parse_budget(budget).unit == "bytes" and "rows" not in method.model_fields_set:
         images = min(wanted.at_once, len(wanted.seeds))
         method = method.model_copy(update={"rows": images * (2 if guided(model, wanted) else 1)})
     context = Context(
         torch.Generator().manual_seed(0),
         device=device_of(model),
         dtype=model.dtype,
-        batches=calibration(model, wanted),
+        batches=calibration(model, wanted) if wanted else [],
     )
     return method.fit(Anatomy.of(model), context)
 

@@ -15,7 +15,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from pydantic import Field
 from torch import nn
@@ -32,7 +32,13 @@ FORMAT, VERSION = "modicum.cache-policy", 1
 
 
 class CacheMethod(RuntimeMethod):
-    """Base of the methods that decide what the cache of a next-scale model holds."""
+    """Base of the methods that decide what the cache of a next-scale model holds.
+
+    Attributes:
+        measures: whether `fit` draws the calibration batches.
+    """
+
+    measures: ClassVar[bool] = False
 
     store_last: bool = Field(
         False, description="store the last map too, as the original models do, although nothing reads it"

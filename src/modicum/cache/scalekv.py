@@ -48,6 +48,7 @@ class ScaleKV(EvictionMethod):
         "NeurIPS 2025",
         "2505.19602",
     )
+    measures: ClassVar[bool] = True
 
     mode: Mode = Field("released", description="scores of the released code, or of the paper")
     window: int = Field(16, ge=1, description="probes per map, a square number; they stay")

@@ -64,8 +64,7 @@ def show(
         table.add_row(f"[bold]{setting['name']}[/]", str(setting["default"]), Text(setting["meaning"]))
     screen.print(table)
     screen.print()
-    keeps = ", ".join(_words(kind.__name__) for kind in found.keeps) or "nothing that earlier steps promised"
-    screen.print(Text.assemble(("keeps  ", "dim"), keeps))
+    screen.print(Text.assemble(*_last_line(found)))
 
 
 def _described(method: Any) -> dict[str, Any]:
@@ -80,6 +79,17 @@ def _described(method: Any) -> dict[str, Any]:
         "settings": settings,
         "keeps": [kind.__name__ for kind in method.keeps],
     }
+
+
+def _last_line(method: Any) -> tuple[tuple[str, str], str]:
+    """What a method keeps of earlier steps, or how a method that is no step is used."""
+    from modicum.method import RuntimeMethod
+
+    if issubclass(method, RuntimeMethod):
+        short = method.name.partition(".")[2]
+        return ("use  ", "dim"), f"modicum generate nano-var --label 3 --kv {short} --out images.png"
+    keeps = ", ".join(_words(kind.__name__) for kind in method.keeps)
+    return ("keeps  ", "dim"), keeps or "nothing that earlier steps promised"
 
 
 def _words(name: str) -> str:
