@@ -24,7 +24,7 @@ class Assembly:
         parity: payloads of parity packets, by the first packet of their group.
         duplicates: packets that were here already.
         recovered: packets that parity brought back.
-        received: bytes of all packets, headers not counted.
+        received: bytes of the packets that came, parity included, headers and duplicates not.
     """
 
     def __init__(self, first: Packet, size: int) -> None:
@@ -60,7 +60,6 @@ class Assembly:
             self._add_parity(packet)
         else:
             self._add_data(packet)
-        self.received += len(packet.payload)
 
     def picture(self) -> tuple[Bytes, NDArray[np.bool_]]:
         """Pixels uint8 `[H, W]` and which of them are known, bool `[H, W]`."""
@@ -74,6 +73,7 @@ class Assembly:
         if self.got[seq]:
             self.duplicates += 1
             return
+        self.received += len(packet.payload)
         self._place(seq, np.frombuffer(packet.payload, np.uint8))
         if self._group:
             self._recover(seq - seq % self._group)
@@ -84,7 +84,11 @@ class Assembly:
         fits = size >= 2 and covered.start % size == 0 and covered.start < self.layout.count
         if not fits or self._group not in (0, size) or len(packet.payload) != self.layout.width:
             raise BadPacket(f"A parity packet of frame {packet.frame} does not fit its mode.", _STRANGE)
+        if covered.start in self.parity:
+            self.duplicates += 1
+            return
         self._group = size
+        self.received += len(packet.payload)
         self.parity[covered.start] = packet.payload
         self._recover(covered.start)
 

@@ -108,10 +108,11 @@ class Subscription:
         return frames
 
     def close(self) -> None:
-        """End the iteration and take no more frames."""
-        self._closed = True
-        self._news.set()
-        self._leave(self)
+        """End the iteration and take no more frames; a second time does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._news.set()
+            self._leave(self)
 
     def __aiter__(self) -> Subscription:
         return self

@@ -23,6 +23,7 @@ BUFFER = 4096
 BINS = BUFFER // 2
 SPEED_OF_SOUND = 343.0
 HALF_DECIBELS = 2
+WIDEST = 4
 
 Samples = NDArray[np.float64]
 
@@ -59,8 +60,10 @@ def read_wav(path: Path) -> tuple[Samples, int]:
         with wave.open(str(path), "rb") as file:
             width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
             data = file.readframes(file.getnframes())
-    except (OSError, wave.Error, EOFError) as error:
+    except (OSError, wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: a chunk of impossible size
         raise UnusableData(f"{path} is not a WAV file.", "Give uncompressed PCM sound.") from error
+    if width > WIDEST:
+        raise UnusableData(f"{path} has {8 * width} bits per sample.", "Give 8 to 32 bits.")
     data = data[: len(data) // (width * channels) * width * channels]
     if not data or not rate:
         raise UnusableData(f"{path} holds no sound.", "Give a recording of at least one sample.")
@@ -72,8 +75,8 @@ def _samples(data: bytes, width: int) -> Samples:
     steps = np.frombuffer(data, np.uint8).reshape(-1, width)
     if width == 1:
         return (steps[:, 0] - 128.0) * 256
-    filled = np.zeros((len(steps), 4), np.uint8)
-    filled[:, 4 - width :] = steps  # the upper bytes of an int32
+    filled = np.zeros((len(steps), WIDEST), np.uint8)
+    filled[:, WIDEST - width :] = steps  # the upper bytes of an int32
     return filled.view("<i4")[:, 0] / 65536
 
 
