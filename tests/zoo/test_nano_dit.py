@@ -48,6 +48,7 @@ def test_training_writes_a_model(tmp_path: Path) -> None:
     metrics = _train(tmp_path / "out", 6)
     model = load_dit(tmp_path / "out")
     assert model.config == _small().config
+    assert torch.equal(model.pos_embed, DiT(model.config).pos_embed)
     assert metrics["drawn"] == CLASSES
     assert metrics["parameters"] == sum(p.numel() for p in model.parameters())
     assert "--steps 6 --seed 3" in (tmp_path / "out" / "README.md").read_text()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from modicum.errors import OutputExists
 from modicum.models.dit import DiT, DiTConfig, GaussianDiffusion, save
+from modicum.models.dit.files import POSITIONS
 from modicum.models.dit.respacing import STEPS
 from modicum.zoo.digits import CLASSES, Digits, jitter, load_digits, train_judge
 from modicum.zoo.dit_card import card, measure, to_canvas
@@ -144,7 +145,7 @@ def write(out: Path, models: Averaged, loop: Loop, seed: int, sizes: NanoDiT) ->
         sizes: of model and training.
     """
     model = DiT(sizes.config).eval()
-    model.load_state_dict(rounded(models.average))
+    model.load_state_dict(rounded(models.average) | {POSITIONS: model.pos_embed})
     judge, budget = train_judge(seed), loop.budget
     metrics = measure(model, judge, sizes.drawn_per_class, seed)
     metrics |= {

@@ -49,6 +49,7 @@ def test_stored_in_half(dit: DiT, tmp_path: Path) -> None:
     out = save(dit, tmp_path / "out", half=True)
     stored = load_file(out / "model.safetensors")
     assert set(stored) == set(dit.state_dict())
+    assert torch.equal(stored.pop("pos_embed"), dit.pos_embed)
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     assert load_dit(out, dtype=torch.bfloat16).dtype == torch.bfloat16
     assert load_dit(out).dtype == torch.float32

@@ -26,6 +26,7 @@ from modicum.models.dit.model import DiT
 from modicum.models.next_scale.files import fill, read_json, read_tensors, stored, write_directory
 
 CONFIG, MODEL = "config.json", "model.safetensors"
+POSITIONS = "pos_embed"
 DIFFUSERS_MODEL = "diffusion_pytorch_model.safetensors"
 
 
@@ -97,7 +98,7 @@ def save(
     Args:
         model: to write.
         out: directory that does not exist yet.
-        half: store in bfloat16.
+        half: store in bfloat16, but for the position table, which is no matter of training.
         extra: further text files to put beside the weights, by name.
         tensors: further safetensors files, by name.
 
@@ -105,7 +106,8 @@ def save(
         OutputExists: `out` is there already.
     """
     texts = {CONFIG: json.dumps(model.config.to_dict(), indent=2) + "\n", **(extra or {})}
-    return write_directory(Path(out), texts, {MODEL: stored(model, lambda name: half), **(tensors or {})})
+    weights = stored(model, lambda name: half and name != POSITIONS)
+    return write_directory(Path(out), texts, {MODEL: weights, **(tensors or {})})
 
 
 def save_diffusers(model: DiT, out: str | Path) -> Path:
