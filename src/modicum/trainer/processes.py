@@ -19,6 +19,8 @@ def accelerator(device: torch.device) -> Any:
         from accelerate import Accelerator
     except ImportError as error:
         raise MissingExtra.of("accelerate", "train", "Training") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # a single process works on the current one
     return Accelerator(cpu=device.type == "cpu")
 
 
