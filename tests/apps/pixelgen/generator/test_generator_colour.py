@@ -112,4 +112,4 @@ def test_tokens_follow_what_they_are_defined_on() -> None:
     assert tinted[:, TEMPERATURE].tolist() == [1, 5]
     assert (tinted[:, HUMIDITY] < scene_tokens(grey)[:2, HUMIDITY]).all()  # vivid is dry
     sizes = torch.tensor(SensorTokens.sizes)
-    assert ((0 <= tinted) & (tinted < sizes)).all()
+    assert ((tinted >= 0) & (tinted < sizes)).all()

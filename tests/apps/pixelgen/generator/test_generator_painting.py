@@ -11,6 +11,7 @@ from torch import Tensor
 from modicum.apps.pixelgen.generator import Generator
 from modicum.apps.pixelgen.generator.colour import luma
 from modicum.apps.pixelgen.generator.diffusion import noisy, paint, velocity
+from modicum.apps.pixelgen.generator.enlarge import reduced
 from modicum.apps.pixelgen.generator.frames import conceal
 from modicum.apps.pixelgen.prompt import SensorTokens
 from modicum.errors import InvalidSetting
@@ -116,6 +117,25 @@ def test_readings_reach_the_picture_and_guidance_exaggerates_them(small: Generat
     torch.testing.assert_close(small.generate(frames, mask, told, guidance=0.0, steps=1), plain)
 
 
+@pytest.mark.parametrize(("height", "width", "reduce"), [(97, 66, 2), (70, 131, 3)])
+def test_reduced_painting_keeps_size_and_luma(small: Generator, height: int, width: int, reduce: int) -> None:
+    frames, mask = _frames(height, width)
+    pictures = small.generate(frames, mask, SILENT, reduce=reduce)
+    assert pictures.shape == (2, 3, height, width)
+    assert ((luma(pictures) - frames).abs()[mask] < 1e-5).all()
+    lost = (luma(pictures) - conceal(frames, mask)).abs()[~mask]
+    assert (lost < 1e-5).float().mean() > 0.95  # a neighbour arrived nearly everywhere
+
+
+def test_reducing_averages_what_arrived() -> None:
+    frames = torch.arange(16.0).view(1, 1, 4, 4)
+    mask = torch.ones_like(frames, dtype=torch.bool)
+    mask[..., 0, 0] = mask[..., 2:, 2:] = False
+    small_frames, small_mask = reduced(frames, mask, 2)
+    assert small_mask.flatten().tolist() == [True, True, True, False]
+    torch.testing.assert_close(small_frames.flatten()[:3], torch.tensor([10 / 3, 4.5, 10.5]))
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -127,6 +147,7 @@ def test_readings_reach_the_picture_and_guidance_exaggerates_them(small: Generat
         ({"steps": 0}, "out of range"),
         ({"temperature": 1.5}, "out of range"),
         ({"stride": 17}, "out of range"),
+        ({"reduce": 0}, "out of range"),
     ],
 )
 def test_what_does_not_fit_is_refused(small: Generator, changed: dict[str, Any], message: str) -> None:

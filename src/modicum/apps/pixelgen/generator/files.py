@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def load(model: str | Path, device: str = "cpu") -> Generator:
     if data.get("model_type") != GeneratorConfig.model_type:
         raise CheckpointError(f"{directory} holds another kind of model.", f"Give a directory with {KIND}.")
     forms, painting = data.pop("forms", {}), data.pop("painting", {})
-    config = GeneratorConfig.from_dict(data)
+    config = cast(GeneratorConfig, GeneratorConfig.from_dict(data))
     tensors = read_tensors(directory / MODEL)
     try:
         plain = _expanded(tensors, forms)

@@ -85,7 +85,8 @@ def quality(generator: Generator, pictures: Tensor, **painting: Any) -> dict[str
 def frames_per_second(paint: Callable[[], Any], seconds: float = 3.0) -> float:
     """How often `paint` runs in a second: the best of what fits into `seconds`, after one run to warm up."""
     paint()
-    took, end = [], time.perf_counter() + seconds
+    took: list[float] = []
+    end = time.perf_counter() + seconds
     while not took or time.perf_counter() < end:
         began = time.perf_counter()
         paint()

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modicum.apps.pixelgen.generator.canvas import CELL, STATE, Known
+from modicum.apps.pixelgen.generator.canvas import CELL, Known
 from modicum.apps.pixelgen.generator.diffusion import Velocity, paint
+from modicum.apps.pixelgen.generator.enlarge import enlarged, reduced
 from modicum.apps.pixelgen.generator.network import PixelNetwork
 from modicum.apps.pixelgen.generator.tiles import Tiles
 from modicum.errors import InvalidSetting
@@ -64,6 +65,7 @@ class Generator:
         guidance: float = 1.0,
         temperature: float | None = None,
         stride: int = 12,
+        reduce: int = 1,
         seed: int = 0,
     ) -> Tensor:
         """Paint colour pictures.
@@ -76,6 +78,7 @@ class Generator:
             guidance: how much the readings are exaggerated; 1 is as trained, and costs half of any other value.
             temperature: share of the noise that painting begins with, 0 to 1.
             stride: distance of neighbouring tiles in cells of 2 pixels.
+            reduce: paint at this fraction of the size, luma excepted; see `enlarge`.
             seed: of the noise.
 
         Returns:
@@ -86,17 +89,37 @@ class Generator:
         """
         steps = self.steps if steps is None else steps
         temperature = self.temperature if temperature is None else temperature
-        side = self.network.config.input_size
-        self._check(frames, mask, tokens, steps, temperature, stride)
-        device, (height, width) = self.network.device, frames.shape[-2:]
+        self._check(frames, mask, tokens, steps, temperature, stride, reduce)
+        device = self.network.device
+        frames, mask, tokens = (
+            frames.to(device, torch.float32).clamp(0, 1),
+            mask.to(device),
+            tokens.to(device),
+        )
+        painting = {"steps": steps, "guidance": guidance, "temperature": temperature, "stride": stride}
+        if reduce == 1:
+            return self._paint(frames, mask, tokens, seed=seed, **painting)
+        pictures = self._paint(*reduced(frames, mask, reduce), tokens, seed=seed, **painting)
+        return enlarged(pictures, frames, mask, reduce)
+
+    def _paint(
+        self,
+        frames: Tensor,
+        mask: Tensor,
+        tokens: Tensor,
+        *,
+        steps: int,
+        guidance: float,
+        temperature: float,
+        stride: int,
+        seed: int,
+    ) -> Tensor:
+        side, height, width = self.network.config.input_size, frames.shape[-2], frames.shape[-1]
         margins = (0, max(-width % CELL, CELL * side - width), 0, max(-height % CELL, CELL * side - height))
-        frame = F.pad(frames.to(device, torch.float32).clamp(0, 1), margins, mode="constant")
-        known = Known.of(frame, F.pad(mask.to(device), margins))
-        noise = torch.randn(
-            len(frames), STATE, *known.unknown.shape[-2:], generator=torch.Generator().manual_seed(seed)
-        ).to(device)
-        tiles = Tiles(*known.unknown.shape[-2:], side, stride)
-        network = self._over_tiles(known, tiles, tokens.to(device), guidance)
+        known = Known.of(F.pad(frames, margins), F.pad(mask, margins))
+        noise = torch.randn(known.unknown.shape, generator=torch.Generator().manual_seed(seed)).to(frames)
+        tiles = Tiles(known.unknown.shape[-2], known.unknown.shape[-1], side, stride)
+        network = self._over_tiles(known, tiles, tokens, guidance)
         state = paint(network, temperature * noise * known.unknown, steps)
         return known.pictures(state)[:, :, :height, :width]
 
@@ -120,7 +143,14 @@ class Generator:
         return torch.cat([self.network(*part).float() for part in parts])
 
     def _check(
-        self, frames: Tensor, mask: Tensor, tokens: Tensor, steps: int, temperature: float, stride: int
+        self,
+        frames: Tensor,
+        mask: Tensor,
+        tokens: Tensor,
+        steps: int,
+        temperature: float,
+        stride: int,
+        reduce: int,
     ) -> None:
         config = self.network.config
         if (
@@ -140,8 +170,8 @@ class Generator:
                 f"Tokens {tuple(tokens.shape)} are not {len(sizes)} per frame, each below {sizes.tolist()}.",
                 "Make them with modicum.apps.pixelgen.prompt.tokens.",
             )
-        if steps < 1 or not 0 <= temperature <= 1 or not 1 <= stride <= config.input_size:
+        if min(steps, reduce) < 1 or not 0 <= temperature <= 1 or not 1 <= stride <= config.input_size:
             raise InvalidSetting(
-                f"steps {steps}, temperature {temperature} or stride {stride} is out of range.",
-                f"Give 1 step or more, a temperature in [0, 1], a stride from 1 to {config.input_size}.",
+                f"steps {steps}, temperature {temperature}, stride {stride} or reduce {reduce} is out of range.",
+                f"Give steps and reduce from 1, temperature in [0, 1], stride from 1 to {config.input_size}.",
             )

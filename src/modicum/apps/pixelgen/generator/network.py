@@ -85,6 +85,8 @@ class PixelNetwork(Transformer):
         config: sizes.
     """
 
+    config: GeneratorConfig
+
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__(config)
         self.y_embedder = ReadingsEmbedder(  # type: ignore[assignment]

@@ -1,0 +1,126 @@
+"""What PixelGen's generator is worth, and what compression makes of it: colours, and frames per second.
+
+    python benchmarks/pixelgen_generator.py --images HELD-OUT.npz
+
+Every generator paints the same held-out pictures (an .npz file or a folder, see the generator's images.py) with 1, 4, 8
+and 20 steps. Frames per second are those of one 128x96 frame at a time, cut into 20 overlapping tiles, on two threads:
+the best of several runs, the generators taking turns, so that a busy machine is unfair to none. Everything is written
+to results/ with the machine, and printed as a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modicum.apps.pixelgen.generator import Generator, locate
+from modicum.apps.pixelgen.generator.images import load_pictures
+from modicum.apps.pixelgen.generator.measure import frames_per_second, quality
+from modicum.apps.pixelgen.prompt import SensorTokens
+from modicum.evaluate import environment
+
+RESULTS = Path(__file__).parent / "results" / "pixelgen_generator.json"
+WIDTH, HEIGHT = 128, 96
+SETTINGS = [(1, 0.0), (2, 0.0), (4, 0.0), (8, 0.0), (20, 0.0), (4, 0.5), (20, 1.0)]
+
+
+def rates(generators: dict[str, Generator], rounds: int) -> dict[str, dict[str, float]]:
+    """Frames per second of each generator, by number of steps."""
+    torch.manual_seed(0)
+    frames = torch.rand(1, 1, HEIGHT, WIDTH)
+    mask, told = torch.rand_like(frames) > 0.2, torch.ones(1, len(SensorTokens.sizes), dtype=torch.int64)
+    best: dict[str, dict[str, float]] = {name: {} for name in generators}
+    for _ in range(rounds):
+        for name, generator in generators.items():
+            for steps in sorted({steps for steps, _ in SETTINGS}):
+
+                def paint(generator: Generator = generator, steps: int = steps) -> None:
+                    generator.generate(frames, mask, told, steps=steps)
+
+                rate = frames_per_second(paint, seconds=0.5)
+                best[name][str(steps)] = max(best[name].get(str(steps), 0.0), rate)
+    return best
+
+
+def size(name: str) -> int:
+    """Bytes of a generator's weights on disk."""
+    return (locate(name) / "model.safetensors").stat().st_size
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """All generators and settings as a Markdown table."""
+    head = ["generator", "kB", "blocks", "steps", "temperature", "frames/s", "PSNR, dB", "SSIM", "readings unknown",
+            "20 % of pixels lost", "20 % of runs lost"]  # fmt: skip
+    lines = [head, ["---"] * len(head)]
+    for name, facts in found.items():
+        for row in facts["rows"]:
+            scores = [row["known"]["psnr"], row["known"]["ssim"], row["unknown"]["psnr"]]
+            scores += [row[f"lost_{kind}"]["known"]["psnr"] for kind in ("scattered", "stripes")]
+            cells = [
+                name,
+                f"{facts['bytes'] / 1000:.0f}",
+                facts["depth"],
+                row["steps"],
+                f"{row['temperature']:g}",
+            ]
+            cells += [
+                f"{facts['frames_per_second'][str(row['steps'])]:.2f}",
+                f"{scores[0]:.2f}",
+                f"{scores[1]:.4f}",
+            ]
+            lines.append([str(cell) for cell in cells] + [f"{score:.2f}" for score in scores[2:]])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def baseline_lines(row: dict[str, Any]) -> str:
+    """What painting nothing is worth."""
+    parts = {
+        "": row,
+        "20 % of pixels lost: ": row["lost_scattered"],
+        "20 % of runs lost: ": row["lost_stripes"],
+    }
+    lines = [
+        f"{label}{name} {scores[name]['psnr']:.2f} dB, SSIM {scores[name]['ssim']:.4f}"
+        for label, scores in parts.items()
+        for name in ("grey", "mean_colour")
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure all generators in all settings."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("generators", nargs="*", default=["pixelgen-nano", "pixelgen-nano-small"])
+    parser.add_argument(
+        "--images", type=Path, required=True, help="held-out pictures: an .npz file or a folder"
+    )
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=5, help="of the timing")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    generators = {Path(name).name: Generator.load(name) for name in options.generators}
+    timed = rates(generators, options.rounds)
+    pictures = load_pictures(options.images)[: options.count] / 255
+    found: dict[str, dict[str, Any]] = {}
+    for given, (name, generator) in zip(options.generators, generators.items(), strict=True):
+        rows = [quality(generator, pictures, steps=steps, temperature=heat) for steps, heat in SETTINGS]
+        found[name] = {
+            "bytes": size(given),
+            "depth": generator.network.config.depth,
+            "default_steps": generator.steps,
+            "frames_per_second": timed[name],
+            "rows": rows,
+        }
+    print(table(found))
+    print(baseline_lines(next(iter(found.values()))["rows"][0]))
+    RESULTS.parent.mkdir(exist_ok=True)
+    facts = {"frame": [WIDTH, HEIGHT], "threads": 2, "generators": found, "environment": environment()}
+    RESULTS.write_text(json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
