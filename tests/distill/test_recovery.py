@@ -21,7 +21,7 @@ from modicum.distill.recovery import Recovery
 from modicum.distill.rep_kd import RepKD
 from modicum.distill.states import pairs_of
 from modicum.errors import CheckpointError, InvalidSetting, UnsupportedModel, UnusableData
-from modicum.method import Context
+from modicum.method import Context, build
 from modicum.models import Anatomy
 from modicum.models.depth import keep_blocks
 from modicum.models.dit import DiT, DiTConfig
@@ -248,9 +248,17 @@ class TestRefusals:
         with pytest.raises(UnusableData, match="needs data"):
             Finetune(**QUICK).transform(Anatomy.of(dit()), Context(torch.Generator()))
 
-    def test_batches_that_do_not_divide(self) -> None:
-        with pytest.raises(InvalidSetting, match="batch 16 in 3 parts"):
-            Finetune(**QUICK, accumulate=3).transform(Anatomy.of(dit()), context())
+    @pytest.mark.parametrize(
+        ("name", "wrong", "match"),
+        [
+            ("distill.finetune", {"batch": 16, "accumulate": 3}, "not a multiple of accumulate 3"),
+            ("diffusion.tinyfusion", {"batch": 16, "accumulate": 3}, "not a multiple of accumulate 3"),
+            ("distill.masked_kd", {"lr": 1e-5}, "final_lr 0.0001 is above lr 1e-05"),
+        ],
+    )
+    def test_settings_that_do_not_go_together(self, name: str, wrong: dict[str, Any], match: str) -> None:
+        with pytest.raises(InvalidSetting, match=match):
+            build(name, wrong)
 
     def test_the_checkpoint_of_another_recipe(self, tmp_path: Path) -> None:
         Finetune(**QUICK).transform(Anatomy.of(dit()), context(work_directory=tmp_path))

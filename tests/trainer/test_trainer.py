@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modicum.errors import CheckpointError, InvalidSetting, NotFinite
@@ -82,6 +83,22 @@ class TestResume:
         again = trainer(model(seed=5), tmp_path, callbacks=[kill_after(1)])
         assert again.run().loss == pytest.approx(done.loss)
         assert content(again.state_dict()) == content(first.state_dict())
+
+    def test_what_is_frozen_is_not_stored(self, tmp_path: Path) -> None:
+        def half_frozen() -> nn.Sequential:
+            net = model()
+            net[0].requires_grad_(False)
+            return net
+
+        whole = trainer(half_frozen())
+        whole.run()
+        with pytest.raises(Killed):
+            trainer(half_frozen(), tmp_path, callbacks=[kill_after(7)]).run()
+        stored = load_file(tmp_path / "step-00000005" / "model.safetensors")
+        assert stored.keys() == {"3.weight", "3.bias"}
+        resumed = trainer(half_frozen(), tmp_path)
+        resumed.run()
+        assert content(resumed.state_dict()) == content(whole.state_dict())
 
     def test_one_checkpoint_is_kept(self, tmp_path: Path) -> None:
         trainer(model(), tmp_path).run()

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from modicum.diffusion.gates import GatedNetwork, Gates
@@ -66,7 +66,8 @@ class TinyFusion(ModelMethod):
     )
     rank: int = Field(8, ge=1, description="rank of the LoRA update; its alpha is twice the rank")
     steps: int = Field(10_009, ge=1, description="training steps")
-    batch: int = Field(128, ge=1, description="samples per step")
+    batch: int = Field(128, ge=1, description="samples per step, in parts of `accumulate`")
+    accumulate: int = Field(1, ge=1, description="forward passes that share a step")
     lr: float = Field(1e-4, gt=0, description="learning rate of the update")
     gate_lr: float = Field(1e-3, gt=0, description="learning rate of the logits")
     tau: tuple[float, float] = Field((4.0, 0.1), description="Gumbel temperature, from first to last step")
@@ -76,6 +77,12 @@ class TinyFusion(ModelMethod):
     )
     bf16: bool = Field(False, description="train under bfloat16 autocast")
     recompute: bool = Field(False, description="compute activations twice instead of keeping them")
+
+    @model_validator(mode="after")
+    def _divides(self) -> TinyFusion:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
+        return self
 
     def samples_read(self) -> int:
         """The samples of all steps."""
@@ -119,7 +126,7 @@ class TinyFusion(ModelMethod):
             network,
             groups,
             self.loss(network.gates, objective),
-            context.data.batches(self.batch, seed),
+            context.data.batches(self.batch // self.accumulate, seed),
             self._schedule(seed),
             context.work_directory,
             {
@@ -133,7 +140,9 @@ class TinyFusion(ModelMethod):
 
     def _schedule(self, seed: int) -> Settings:
         decay = self.average or usual_decay(self.steps)
-        return Settings(steps=self.steps, average=decay, bf16=self.bf16, seed=seed)
+        return Settings(
+            steps=self.steps, accumulate=self.accumulate, average=decay, bf16=self.bf16, seed=seed
+        )
 
     def loss(self, gates: Gates, objective: Objective) -> Loss:
         """The model's own loss under freshly drawn masks, as the training loop calls it."""

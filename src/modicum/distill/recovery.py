@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from modicum.errors import InvalidSetting, UnsupportedModel, UnusableData
@@ -44,6 +44,14 @@ class Recovery(ModelMethod):
     bf16: bool = Field(False, description="train under bfloat16 autocast")
     recompute: bool = Field(False, description="compute activations twice instead of keeping them")
 
+    @model_validator(mode="after")
+    def _possible(self) -> Recovery:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
+        if self.final_lr > self.lr:
+            raise ValueError(f"final_lr {self.final_lr} is above lr {self.lr}, where it begins")
+        return self
+
     def samples_read(self) -> int:
         """The samples of all steps."""
         return self.steps * self.batch
@@ -66,17 +74,12 @@ class Recovery(ModelMethod):
 
         Raises:
             UnusableData: the context holds no training data.
-            InvalidSetting: a teacher is needed and missing, or `batch` does not divide into `accumulate` parts.
+            InvalidSetting: a teacher is needed and missing.
             UnsupportedModel: the teacher does not fit the model.
             NotFinite: ten steps in a row had no finite loss.
         """
         if context.data is None:
             raise UnusableData(f"{self.name} trains and needs data.", "Name a source of data.")
-        if self.batch % self.accumulate or self.final_lr > self.lr:
-            raise InvalidSetting(
-                f"{self.name}: batch {self.batch} in {self.accumulate} parts, lr {self.lr} to {self.final_lr}.",
-                "batch must be a multiple of accumulate, and final_lr no larger than lr.",
-            )
         objective = context.objective or objective_of(anatomy.model)
         seed = int(torch.randint(2**31, (1,), generator=context.generator))
         with _training(anatomy, self.recompute) as taps:

@@ -1,7 +1,7 @@
 """Checkpoints of a training: a directory per saved step, complete or absent, that knows which training it belongs to.
 
     WORK/step-00000400/training.json        identity, step, counts; written last
-                       model.safetensors    and the optimizer, as Accelerate lays them out (sharded under FSDP)
+                       model.safetensors    what is trained, and the optimizer, as Accelerate lays them out
                        average-0.safetensors   moving averages, one file per process
 
 A new checkpoint is written beside the old one and takes its place when it is complete.
@@ -19,12 +19,25 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from modicum.errors import CheckpointError
 
 STATE = "training.json"
 _SAVING = "saving"
+
+
+def leave_out_frozen(accelerator: Any, model: nn.Module) -> None:
+    """Keep weights that are not trained out of all checkpoints; they are where the training began."""
+    named = model.named_parameters(remove_duplicate=False)
+    frozen = [name for name, parameter in named if not parameter.requires_grad]
+
+    def hook(models: list[nn.Module], states: list[dict[str, Tensor]], directory: str) -> None:
+        for state in states:
+            for name in frozen:
+                state.pop(name, None)
+
+    accelerator.register_save_state_pre_hook(hook)
 
 
 def latest(work: Path) -> Path | None:
@@ -90,7 +103,7 @@ def load(accelerator: Any, checkpoint: Path, identity: Mapping[str, Any]) -> tup
     state = read_state(checkpoint)
     check_identity(checkpoint, state["identity"], identity)
     try:
-        accelerator.load_state(str(checkpoint))
+        accelerator.load_state(str(checkpoint), strict=False)  # what is frozen is not in it
     except Exception as error:  # whatever a damaged file makes torch, safetensors or Accelerate stumble on
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(

@@ -107,6 +107,7 @@ class Trainer:
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
         # Preparing sets nothing but wrappers; the mode of the model is the caller's.
         self._wrapped, self._optimizer = self._accelerator.prepare(self.model, optimizer)
+        checkpoints.leave_out_frozen(self._accelerator, self._wrapped)
         if self.settings.average is not None:
             trained = ((n, p) for n, p in self._wrapped.named_parameters() if p.requires_grad)
             self.average = Average(trained, self.settings.average)
