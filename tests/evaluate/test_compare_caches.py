@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
 import torch
 
 from modicum.api.images import compare_kv
+from modicum.api.inputs import request
 from modicum.errors import InvalidSetting, UnknownName, UnsupportedModel, UnusableData
+from modicum.evaluate import Spread
 from modicum.evaluate.cache_comparison import CacheComparison
-from modicum.evaluate.compare_caches import compare_caches
+from modicum.evaluate.compare_caches import Candidate, compare_caches
+from modicum.models.next_scale import FullCache, NextScaleModel, Queries
 from modicum.models.var import load_var
 
 WANTED: dict[str, Any] = {"labels": [0, 1, 2], "count": 4, "seed": 7, "at_once": 3, "rounds": 1}
@@ -121,3 +126,26 @@ def test_what_cannot_be_compared(tiny_var: Path, tiny_llama: Path) -> None:
         compare_kv(tiny_llama)
     with pytest.raises(InvalidSetting, match="0 policies"):
         compare_caches(load_var(tiny_var), [], None, rounds=1)  # type: ignore[arg-type]
+
+
+def test_a_slower_policy_has_a_ratio_above_one(tiny_var: Path) -> None:
+    class Slow(FullCache):
+        def settle(self, layer: int, scale: int, queries: Queries) -> None:
+            sleep(0.05)
+
+    class Policy:
+        def __init__(self, cache: type[FullCache]) -> None:
+            self.cache = cache
+
+        def attach(self, model: NextScaleModel) -> AbstractContextManager[NextScaleModel]:
+            return model.caching(self.cache)
+
+    model = load_var(tiny_var)
+    wanted = request(model, labels=[0, 1], at_once=1)
+    candidates = [Candidate(Policy(cache), {"policy": cache.__name__}) for cache in (FullCache, Slow)]
+    told: list[tuple[int, int]] = []
+    entries, _ = compare_caches(model, candidates, wanted, rounds=2, progress=lambda *step: told.append(step))
+    assert entries[0].seconds_ratio == Spread(1.0, 1.0, 1.0)
+    assert entries[1].seconds.lowest > 0.5  # two layers, five maps
+    assert entries[1].seconds_ratio.median > 1
+    assert told == [(step, 8) for step in range(1, 9)]  # two batches, two policies, two rounds
