@@ -74,11 +74,12 @@ def node_settings(**values: Any) -> NodeSettings:
     from pydantic import ValidationError
 
     from modicum.apps.pixelgen.node import NodeSettings
-    from modicum.method import readable
 
     try:
         return NodeSettings(**values)
     except ValidationError as error:
+        from modicum.method import readable
+
         raise InvalidSetting(
             f"The node cannot work like that: {readable(error)}.", "See `modicum pixelgen node -h`."
         ) from error
@@ -94,7 +95,6 @@ def energy_model(settings: list[str]) -> EnergyModel:
     from pydantic import ValidationError
 
     from modicum.apps.pixelgen.energy import EnergyModel
-    from modicum.method import readable
 
     pairs = [text.partition("=")[::2] for text in settings]
     for name, _ in pairs:
@@ -103,4 +103,6 @@ def energy_model(settings: list[str]) -> EnergyModel:
     try:
         return EnergyModel(**dict(pairs))
     except ValidationError as error:
+        from modicum.method import readable
+
         raise InvalidSetting(f"--set: {readable(error)}", "Give KEY=VALUE in SI units.") from error

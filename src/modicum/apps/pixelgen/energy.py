@@ -177,10 +177,10 @@ class EnergyModel(BaseModel):
         """Name, value, unit and source of every number."""
         fields = type(self).model_fields.items()
         return [
-            (name, getattr(self, name), field.json_schema_extra["unit"], field.description or "")
+            (name, getattr(self, name), str(field.json_schema_extra["unit"]), field.description or "")
             for name, field in fields
             if isinstance(field.json_schema_extra, dict)
-        ]  # type: ignore[misc]
+        ]
 
     def _spent(self, camera: float, reading: float, air: AirTime, period: float) -> FrameEnergy:
         clock = self.processor_current_per_hertz * self.processor_hertz

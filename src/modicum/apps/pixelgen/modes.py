@@ -44,7 +44,9 @@ class Mode:
     def pack(self, frame: Bytes) -> Bytes:
         """Pixels uint8 `[H, W]` to bytes uint8 `[nbytes]`; in 4-bit modes the lower half of each pixel is lost."""
         pixels = frame.reshape(-1)
-        return pixels if self.bits == 8 else (pixels[0::2] & 0xF0) | (pixels[1::2] >> 4)
+        if self.bits == 8:
+            return pixels
+        return (pixels[0::2] & np.uint8(0xF0)) | (pixels[1::2] >> np.uint8(4))
 
     def unpack(self, data: Bytes) -> Bytes:
         """Bytes uint8 `[nbytes]` to pixels uint8 `[H, W]`; 4-bit values are spread over 0 to 255."""

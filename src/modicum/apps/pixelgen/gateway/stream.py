@@ -25,7 +25,7 @@ from modicum.apps.pixelgen.radio.columns import ColumnFrame
 from modicum.apps.pixelgen.radio.packets import ATTRIBUTE_BYTES, Kind, Packet, decode, payload_size
 from modicum.apps.pixelgen.radio.telemetry import unpack_readings, unpack_sound
 from modicum.apps.pixelgen.radio.text_reader import TextFrame, TextReader
-from modicum.apps.pixelgen.readings import Readings
+from modicum.apps.pixelgen.readings import Readings, Sound
 from modicum.errors import InvalidSetting
 
 OPEN_FRAMES = 2
@@ -74,7 +74,8 @@ class Stream:
         deliver: Callable[[CompletedFrame], None],
     ) -> None:
         self.id, self.node, self.timeout, self.energy, self.deliver = id_, node, timeout, energy, deliver
-        self.statistics, self.readings, self.sound = Statistics(), Readings(), None
+        self.statistics, self.readings = Statistics(), Readings()
+        self.sound: Sound | None = None
         self._open: dict[int, tuple[Assembly, float]] = {}  # number -> frame, time of its last packet
         self._columns, self._reader = ColumnFrame(), TextReader(node.spin)
         self._closed: int | None = None
@@ -115,8 +116,8 @@ class Stream:
         self.readings = replace(unpack_readings(packet.payload), level=heard.level, frequency=heard.frequency)
 
     def _audio(self, packet: Packet, now: float) -> None:
-        self.sound = unpack_sound(packet.payload)
-        self.readings = replace(self.readings, level=self.sound.level, frequency=self.sound.frequency)
+        self.sound = sound = unpack_sound(packet.payload)
+        self.readings = replace(self.readings, level=sound.level, frequency=sound.frequency)
 
     def _frame(self, packet: Packet, now: float) -> None:
         number = packet.frame

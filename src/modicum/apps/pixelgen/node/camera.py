@@ -57,13 +57,13 @@ class Camera:
         self.exposure, self.settled = 4.0 * WHITE_LINES, False
         self._random = np.random.default_rng(seed)
         self._vignette = vignette(self.settings.mode.shape, self.settings.corners)
-        self._linear = (np.arange(256, dtype=np.float32) / 255) ** self.settings.gamma
+        self._linear = ((np.arange(256) / 255) ** self.settings.gamma).astype(np.float32)
 
     def light(self, picture: Bytes) -> NDArray[np.float32]:
         """Linear luma of a picture uint8 `[rows, columns, 3]` before the lens, float32 `[H, W]` in 0..1."""
         height, width = self.settings.mode.shape
         grey = self._linear[_cropped(picture, width / height)] @ LUMA
-        return area_weights(grey.shape[0], height) @ grey @ area_weights(grey.shape[1], width).T
+        return area_weights(grey.shape[0], height) @ grey @ area_weights(grey.shape[1], width).T  # [H, W]
 
     def boot(self, picture: Bytes) -> int:
         """Let the exposure settle; returns the number of frames that this took, 10 at most."""

@@ -74,10 +74,10 @@ def _samples(data: bytes, width: int) -> Samples:
     """Bytes to steps of 16-bit sound; 8-bit sound is unsigned, wider sound is signed, little-endian."""
     steps = np.frombuffer(data, np.uint8).reshape(-1, width)
     if width == 1:
-        return (steps[:, 0] - 128.0) * 256
+        return (steps[:, 0].astype(np.float64) - 128) * 256
     filled = np.zeros((len(steps), WIDEST), np.uint8)
     filled[:, WIDEST - width :] = steps  # the upper bytes of an int32
-    return filled.view("<i4")[:, 0] / 65536
+    return filled.view("<i4")[:, 0].astype(np.float64) / 65536
 
 
 def summary(buffer: Samples, rate: int) -> Sound:
@@ -92,7 +92,7 @@ def summary(buffer: Samples, rate: int) -> Sound:
     )
 
 
-def decibels(power: NDArray | np.floating) -> NDArray:
+def decibels(power: NDArray | np.floating) -> NDArray[np.float64]:
     """Of a mean square, over one step; never below 0."""
     return 10 * np.log10(np.maximum(power, 1.0))
 

@@ -110,11 +110,9 @@ async def writable(line: int) -> None:
     """Wait until a file descriptor takes bytes again."""
     loop = asyncio.get_running_loop()
     free = loop.create_future()
-    loop.add_writer(line, lambda: free.done() or free.set_result(None))
-    try:
-        await free
-    finally:
-        loop.remove_writer(line)
+    loop.add_writer(line, free.set_result, None)
+    free.add_done_callback(lambda _: loop.remove_writer(line))
+    await free
 
 
 def address(text: str) -> tuple[str, int]:
