@@ -11,7 +11,19 @@ import typer
 from modicum.cli.app import app
 from modicum.cli.failures import explain
 
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+def _commands(group: Any, before: str = "") -> dict[str, Any]:
+    """Every command by its full name, those of groups included."""
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found |= _commands(command, f"{before}{name} ")
+        else:
+            found[before + name] = command
+    return found
+
+
+COMMANDS = _commands(typer.main.get_command(app))
 
 
 def test_the_commands() -> None:
@@ -22,7 +34,7 @@ def test_the_commands() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert explain(app, [name, "--help"]) == 0
+    assert explain(app, [*name.split(), "--help"]) == 0
     shown = capsys.readouterr().out
     assert f"modicum {name}" in " ".join(shown.split())
     assert COMMANDS[name].help
@@ -33,8 +45,9 @@ def test_help_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_example_is_a_command_line_that_can_be_read(name: str) -> None:
     example = shlex.split(COMMANDS[name].epilog)
-    assert example[:2] == ["modicum", name]
-    with COMMANDS[name].make_context(name, example[2:]) as context:
+    words = ["modicum", *name.split()]
+    assert example[: len(words)] == words
+    with COMMANDS[name].make_context(name, example[len(words) :]) as context:
         assert context.params
 
 
