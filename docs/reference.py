@@ -13,11 +13,10 @@ from textwrap import indent
 from typing import Any
 
 import torch
-import typer
 
 from modicum import errors
 from modicum.allocate.cache_size import kv_nbytes
-from modicum.cli.app import app
+from modicum.cli.app import commands
 from modicum.method import LayerMethod, Method, RuntimeMethod, registry
 from modicum.models import family_of, supported
 from modicum.models.infinity import PRESETS as INFINITY_PRESETS
@@ -248,14 +247,13 @@ def methods_index() -> str:
 
 def command_page() -> str:
     """All commands of the command line, their arguments and options."""
-    root = typer.main.get_command(app)
     parts = [
         "# Command line",
         "Commands that write a directory never replace one unless told to, print a plan first and progress while "
         "they work. In a pipe the output is plain lines; `--quiet` prints nothing but errors and `--json` "
         "one JSON object. Exit codes: see [Errors](errors.md).",
     ]
-    for name, command in root.commands.items():  # type: ignore[attr-defined]
+    for name, command in commands().items():
         parts += [f"## modicum {name}", prose(command.help or ""), f"```sh\n{command.epilog}\n```"]
         arguments = [_parameter(p) for p in command.params if p.name != "help"]
         parts.append(table(["argument or option", "meaning", "default"], arguments))

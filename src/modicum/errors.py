@@ -75,7 +75,7 @@ class UnusableData(ModicumError):
 
 
 class DeviceUnavailable(ModicumError):
-    """An accelerator that was asked for and is not there."""
+    """An accelerator, camera, serial line or port that was asked for and cannot be had."""
 
 
 class MissingExtra(ModicumError):
@@ -85,6 +85,14 @@ class MissingExtra(ModicumError):
     def of(cls, package: str, extra: str, feature: str) -> MissingExtra:
         """An error for `feature`, which needs `package` of the optional dependency group `extra`."""
         return cls(f"{feature} needs the package {package!r}.", f"pip install 'modicum[{extra}]'")
+
+
+class BadPacket(ModicumError):
+    """A packet that is not believed: too short, damaged, of another version, or at odds with its frame."""
+
+
+class BadTag(BadPacket):
+    """A packet whose tag was not made with the node's key."""
 
 
 class PromiseBroken(ModicumError):

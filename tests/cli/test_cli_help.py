@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
 import pytest
-import typer
 
-from modicum.cli.app import app
+from modicum.cli.app import app, commands
 from modicum.cli.failures import explain
 
-
-def _commands(group: Any, before: str = "") -> dict[str, Any]:
-    """Every command by its full name, those of groups included."""
-    found: dict[str, Any] = {}
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            found |= _commands(command, f"{before}{name} ")
-        else:
-            found[before + name] = command
-    return found
-
-
-COMMANDS = _commands(typer.main.get_command(app))
+COMMANDS = commands()
 
 
 def test_the_commands() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
@@ -59,3 +60,16 @@ for module in (
     pixelgen,
 ):
     module.add_to(app)
+
+
+def commands() -> dict[str, Any]:
+    """Every command by its full name, those of groups included: "show", "pixelgen energy"."""
+
+    def inside(group: Any, before: str) -> Iterator[tuple[str, Any]]:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from inside(command, f"{before}{name} ")
+            else:
+                yield before + name, command
+
+    return dict(inside(typer.main.get_command(app), ""))

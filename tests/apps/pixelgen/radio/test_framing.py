@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from modicum.apps.pixelgen.modes import MODES, QQVGA4, QVGA, QVGA4, Mode, mode
 from modicum.apps.pixelgen.radio.columns import ColumnFrame, column_packets
 from modicum.apps.pixelgen.radio.framing import Framing, Layout, group, group_seq
-from modicum.apps.pixelgen.radio.packets import BadPacket, Packet, decode
-from modicum.errors import UnknownName
+from modicum.apps.pixelgen.radio.packets import Packet, decode
+from modicum.errors import BadPacket, UnknownName
 
 Frame = NDArray[np.uint8]
 

@@ -12,8 +12,6 @@ from modicum.apps.pixelgen.modes import MODES, QVGA
 from modicum.apps.pixelgen.radio.packets import (
     HEADER_BYTES,
     TAG_BYTES,
-    BadPacket,
-    BadTag,
     Kind,
     Packet,
     decode,
@@ -21,6 +19,7 @@ from modicum.apps.pixelgen.radio.packets import (
     payload_size,
     sender,
 )
+from modicum.errors import BadPacket, BadTag
 
 KEY = b"secret"
 PACKET = Packet(7, Kind.FRAME, 513, 300, bytes(range(236)), QVGA, True, False)

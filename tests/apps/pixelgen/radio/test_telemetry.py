@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modicum.apps.pixelgen.radio.packets import BadPacket
 from modicum.apps.pixelgen.radio.telemetry import (
     pack_readings,
     pack_sound,
@@ -15,6 +14,7 @@ from modicum.apps.pixelgen.radio.telemetry import (
     unpack_sound,
 )
 from modicum.apps.pixelgen.readings import Readings, Sound
+from modicum.errors import BadPacket
 
 known = st.builds(
     Readings,

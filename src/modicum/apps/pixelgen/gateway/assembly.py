@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from modicum.apps.pixelgen.modes import Bytes
 from modicum.apps.pixelgen.radio.framing import Layout, group
-from modicum.apps.pixelgen.radio.packets import BadPacket, Packet
+from modicum.apps.pixelgen.radio.packets import Packet
+from modicum.errors import BadPacket
 
 _STRANGE = "Check that no two nodes have the same id."
 

@@ -14,8 +14,8 @@ from copy import copy
 from modicum.apps.pixelgen.energy import EnergyModel
 from modicum.apps.pixelgen.gateway.events import QUEUE, CompletedFrame, Statistics, Subscription
 from modicum.apps.pixelgen.gateway.stream import KnownNode, Stream
-from modicum.apps.pixelgen.radio.packets import BadPacket, BadTag, sender
-from modicum.errors import UnknownName
+from modicum.apps.pixelgen.radio.packets import sender
+from modicum.errors import BadPacket, BadTag, UnknownName
 
 TIMEOUT = 1.0
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from modicum.apps.pixelgen.modes import QVGA, Bytes
-from modicum.apps.pixelgen.radio.packets import ATTRIBUTE_BYTES, MAX_NODE, BadPacket
+from modicum.apps.pixelgen.radio.packets import ATTRIBUTE_BYTES, MAX_NODE
+from modicum.errors import BadPacket
 
 ID_BYTES = 2
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from modicum.apps.pixelgen.modes import MODES, Mode
-from modicum.errors import ModicumError
+from modicum.errors import BadPacket, BadTag
 
 VERSION = 1
 ATTRIBUTE_BYTES = 244
@@ -47,14 +47,6 @@ class Kind(IntEnum):
 
 
 _KINDS = frozenset(Kind)
-
-
-class BadPacket(ModicumError):
-    """A packet that is not believed: too short, damaged, of another version, or with a wrong tag."""
-
-
-class BadTag(BadPacket):
-    """A packet whose tag was not made with the node's key."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import struct
 
 import numpy as np
 
-from modicum.apps.pixelgen.radio.packets import BadPacket
 from modicum.apps.pixelgen.readings import MEL_BANDS, Readings, Sound
+from modicum.errors import BadPacket
 
 _SENSORS = struct.Struct("<fHIH")
 _AUDIO = struct.Struct(f"<HH{MEL_BANDS}s")
