@@ -60,9 +60,9 @@ def comparison() -> CacheComparison:
     return _comparison(
         FULL,
         _entry("snapkv", "10%", 21.123456, ssim=0.91234, frechet=9.87654),
-        _entry("scalekv", "10%", 23.456789, settings={"mode": HOSTILE}, **SCALE),
+        _entry("scalekv", "10%", 23.456789, settings={"mode": HOSTILE, "drafters": None}, **SCALE),
         _entry("snapkv", "4%", 19.5, ssim=0.9),
-        _entry("scalekv", "4%", math.inf, ssim=1.0),
+        _entry("scalekv", "4%", math.inf, ssim=1.0, settings={"mode": HOSTILE}),
         name=f"nano {HOSTILE}",
         captions=(HOSTILE, "1"),
         selectivity=((0.0, 0.1, 0.2), (0.0, 0.2, 0.4)),
@@ -176,6 +176,17 @@ def test_a_quantity_that_was_not_measured_is_called_so(
     words = Page(render(comparison, images)).words
     assert words.count("not measured") == 2  # the Frechet distance at 4%
     assert any("LPIPS was not measured" in word for word in words)
+
+
+def test_it_is_said_whether_there_are_drafters(comparison: CacheComparison, images: list[Tensor]) -> None:
+    def notes(found: CacheComparison) -> str:
+        return " ".join(Page(render(found, images[: len(found.entries)])).words)
+
+    assert "Framed: the drafters" in notes(comparison)
+    equal = _entry("scalekv", "10%", 23.0, settings={"drafters": None}, tokens=SCALE["tokens"])
+    without = notes(_comparison(FULL, equal))
+    assert "No layer is a drafter" in without
+    assert "Tokens carried, scalekv 10%" in without
 
 
 def test_figures_mark_the_drafters(comparison: CacheComparison) -> None:

@@ -20,7 +20,7 @@ CORE = (
     "typer",
     "rich",
 )
-EXTRAS = {"compressed-tensors": "compressed", "datasets": "datasets"}
+EXTRAS = {"compressed-tensors": "compressed", "datasets": "datasets", "lpips": "lpips"}
 
 
 @dataclass(frozen=True)

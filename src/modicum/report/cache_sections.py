@@ -19,7 +19,7 @@ from modicum.report.units import percent, ratio
 MOST_SHOWN = 12  # images of a row
 SHOWN_SIDE = 96  # least pixels of an image on the page; small ones are enlarged
 WHY = {
-    "LPIPS": "the package `lpips` or its network is not installed",
+    "LPIPS": "the package lpips or its network is not installed",
     "Frechet": "there is no feature space for these images, or a single image",
     "SSIM": "the images are smaller than its window",
 }
@@ -108,7 +108,7 @@ def pictures(comparison: CacheComparison, images: Sequence[Tensor]) -> str:
 
 def budgets(comparison: CacheComparison) -> str:
     """Selectivity of the layers, and what ScaleKV lets each carry at each budget."""
-    split = [entry for entry in comparison.entries if entry.drafters and entry.tokens]
+    split = [entry for entry in comparison.entries if "drafters" in entry.settings and entry.tokens]
     figures = []
     if comparison.selectivity is not None:
         pairs = {pair for entry in split for pair in entry.drafters}
@@ -120,10 +120,13 @@ def budgets(comparison: CacheComparison) -> str:
         figures.append(_steps(entry, comparison))
     if not figures:
         return ""
-    note = (
-        "A selective layer attends to the map that it draws and to a few tokens of the past. Framed: the drafters of "
-        "any budget, the least selective, which keep most of the history. All others are refiners and share the rest."
+    framed = (
+        "Framed: the drafters of any budget, the least selective, which keep most of the history. All others are "
+        "refiners and share the rest."
+        if any(entry.drafters for entry in split)
+        else "No layer is a drafter at these budgets, so all of them keep the same."
     )
+    note = "A selective layer attends to the map that it draws and to a few tokens of the past. " + framed
     return section(
         "Who keeps what", f'<div class="figures narrow">{"".join(figures)}</div><p class="note">{note}</p>'
     )
@@ -145,18 +148,14 @@ def measurement(comparison: CacheComparison) -> str:
         "token maps": " ".join(f"{height}×{width}" for height, width in comparison.sizes),
         "Frechet distance in": comparison.feature_space or "not measured",
         **comparison.sampling,
-        **{f"{entry.label} settings": _settings(entry) for entry in comparison.entries[1:]},
+        **{f"{entry.policy} settings": _settings(entry) for entry in comparison.entries},
     }
     return facts("Protocol", protocol) + facts("Environment", comparison.environment)
 
 
 def _settings(entry: CacheEntry) -> str:
-    told = {
-        key: value
-        for key, value in entry.settings.items()
-        if key not in ("budget", "rows") and value is not None
-    }
-    return ", ".join(f"{key} {value}" for key, value in told.items())
+    told = {key: value for key, value in entry.settings.items() if key not in ("budget", "rows")}
+    return ", ".join(f"{key} {value}" for key, value in told.items() if value is not None)
 
 
 def _steps(entry: CacheEntry, comparison: CacheComparison) -> str:
