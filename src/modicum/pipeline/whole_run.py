@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modicum.data.samples import Samples
 from modicum.errors import RecipeConflict
@@ -29,6 +29,7 @@ from modicum.pipeline.run import Progress, Run, Silent, provenance
 from modicum.pipeline.source import Source
 from modicum.pipeline.whole import model_type, open_whole, write_whole
 from modicum.pipeline.workspace import Workspace
+from modicum.trainer import is_first
 from modicum.version import __version__
 
 Windows = Callable[[Source, Recipe], Tensor | None]
@@ -86,25 +87,32 @@ class WholeRun:
         return self.shards.nbytes()
 
     def execute(self) -> Manifest:
-        """Carry the run out, or take it up where it was interrupted; returns what modicum.json says."""
+        """Carry the run out, or take it up where it was interrupted; returns what modicum.json says.
+
+        Under `accelerate launch` all processes train, and the first one alone writes.
+        """
+        if not is_first():
+            return self._changed(self.out.absolute().with_name(f"{self.out.name}.partial") / "blocks")[1]
         workspace = Workspace(self.out, self._fingerprint(), overwrite=self.overwrite)
         if not workspace.complete():
             changed = workspace.blocks / "whole" / self.directory.name
             if not (changed / FILE).exists():
-                self._change(workspace.blocks, changed)
+                model, manifest = self._changed(workspace.blocks)
+                write_whole(model, changed, self.directory, manifest)
             if self.layers:
                 return self._sweep(workspace, changed)
             _move_up(changed, workspace.root)
         workspace.publish()
         return Manifest.read(self.out)
 
-    def _change(self, scratch: Path, out: Path) -> None:
+    def _changed(self, scratch: Path) -> tuple[nn.Module, Manifest]:
+        """The model after all steps over it, and what is known of its making."""
         anatomy = Anatomy.of(open_whole(self.directory, self.device))
         known = Manifest.present(self.directory)
         notes = dict(known.notes) if known is not None else {}
-        transform(anatomy, self.whole, lambda index: self._context(scratch / f"step-{index}", index, notes))
+        anatomy = transform(anatomy, self.whole, lambda i: self._context(scratch / f"step-{i}", i, notes))
         header = {"recipe": self.recipe.to_dict(), "source": provenance(self.directory, self.shards)}
-        write_whole(anatomy.model, out, self.directory, Manifest(**header, notes=notes))
+        return anatomy.model, Manifest(**header, notes=notes)
 
     def _context(self, work: Path, index: int, notes: dict[str, dict[str, Any]]) -> Context:
         step = self.whole[index]

@@ -6,6 +6,7 @@ from modicum.trainer.average import Average, usual_decay
 from modicum.trainer.loop import Trainer
 from modicum.trainer.lora import lora
 from modicum.trainer.objectives import Objective, check_batch, objective_of
+from modicum.trainer.processes import is_first
 from modicum.trainer.records import Record, Trained
 from modicum.trainer.settings import Group, Settings
 from modicum.trainer.sources import Batch, Batches, Loss, Moment
@@ -23,6 +24,7 @@ __all__ = [
     "Trained",
     "Trainer",
     "check_batch",
+    "is_first",
     "lora",
     "objective_of",
     "usual_decay",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -22,6 +23,11 @@ def accelerator(device: torch.device) -> Any:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # a single process works on the current one
     return Accelerator(cpu=device.type == "cpu")
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes: the only one, or the first that `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def cuda_devices(device: torch.device) -> list[torch.device]:

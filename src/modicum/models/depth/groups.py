@@ -22,7 +22,7 @@ Groups = tuple[tuple[int, int], ...]
 
 
 def _parsed(value: Any) -> Any:
-    """ "1:2" stays one pattern; "1:2, 2:3" and lists become pairs."""
+    """One pattern stays a text; a list of patterns, also a text with commas, becomes pairs."""
     if isinstance(value, str) and "," not in value:
         _pair(value)
         return value
