@@ -187,6 +187,9 @@ def test_udp_and_serial_line_in_one_process(photo: Picture, wire: tuple[str, str
                 await asyncio.gather(radio.run(udp, 0.0), cable.run(serial, 0.0))
                 async with asyncio.timeout(20):
                     found = [await anext(frames) for _ in range(3)]
+                    await udp.send(radio.settings.framing.packets(found[0].frame, 1, radio.number)[:99])
+                    cut = await anext(frames)  # nothing follows: it is handed on when its time is over
+            assert 0 < cut.mask.mean() < 0.4
             udp.close()
             serial.close()
         return found

@@ -47,7 +47,7 @@ def hear(gateway: Gateway, packets: list[bytes], clock: Any) -> None:
 
 @pytest.fixture(scope="module")
 def storm() -> list[list[bytes]]:
-    return list(rounds(10))
+    return list(rounds(8))
 
 
 def test_faster_than_they_come_and_all_of_it_right(storm: list[list[bytes]], clock: Any) -> None:

@@ -108,6 +108,8 @@ def test_vignette_and_noise() -> None:
     assert np.array_equal(lens, lens[::-1, ::-1])
     assert (vignette(QVGA.shape, 1.0) == 1).all()
     grey = np.full(QVGA.shape, 0.15, np.float32)
+    shadowed = still(corners=0.6).expose(grey)
+    assert shadowed[0, 0] == pytest.approx(0.6 * shadowed.max(), abs=1)
     quiet, noisy = still(read_noise=0.0), still(read_noise=3.0)
     assert len(np.unique(quiet.expose(grey))) == 1
     assert noisy.expose(grey).std() == pytest.approx(3, rel=0.02)

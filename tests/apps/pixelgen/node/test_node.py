@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import numpy as np
@@ -143,9 +144,10 @@ def test_addresses() -> None:
         Udp("no such host.invalid", 5)
 
 
-def test_nobody_listens(photo: Picture) -> None:
-    link = Udp("127.0.0.1", 9)
+def test_nobody_listens_and_packets_keep_their_distance(photo: Picture) -> None:
+    link, begun = Udp("127.0.0.1", 9, pause=0.002), time.monotonic()
     assert asyncio.run(node(photo, framing=SMALL).run(link, 0.0)) == 2
+    assert time.monotonic() - begun > 2 * 43 * 0.002
     link.close()
 
 

@@ -165,9 +165,8 @@ def placed(claims: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.where(named, claims, NOWHERE)
     falls = np.flatnonzero(np.diff(claims[sure]) < 0)
     start = np.flatnonzero(sure)[falls[-1] + 1] if len(falls) else 0
-    sure &= position >= start
     last, following = _neighbours(sure)
-    claim, shift = np.append(claims, (LINES, -1)), np.append(offset, (LINES, -start))  # bounds for both ends
+    claim, shift = np.append(claims, (LINES, -1)), np.append(offset, (LINES, 0))  # bounds for both ends
     between = named & (claim[last] < claims) & (claims < claim[following])
     repaired = np.where(shift[last] == shift[following], shift[last] + position, NOWHERE)
     place = np.where(sure | between, claims, repaired)
