@@ -163,7 +163,7 @@ class TestDiffusion:
         manifest = modicum.compress(dit_folder, [learn, MaskedKD(steps=2, batch=8)], out=tmp_path / "small")
         small = load_dit(tmp_path / "small")
         assert small.config.depth == 2
-        assert stored(tmp_path / "small")["pos_embed"].dtype == torch.bfloat16
+        assert stored(tmp_path / "small")["blocks.0.mlp.fc1.weight"].dtype == torch.bfloat16
         assert set(manifest.notes) == {"diffusion.tinyfusion", "distill.masked_kd"}
         assert isinstance(modicum.load(tmp_path / "small"), DiT)
         assert Manifest.read(tmp_path / "small").files.keys() == {"model.safetensors"}
