@@ -8,6 +8,7 @@ from torch import Tensor
 
 from modicum.apps.pixelgen.generator import Generator, GeneratorConfig, PixelNetwork
 
+PIXELS = 96  # of a photograph, that become a crop of 32
 SIZES = {"hidden_size": 32, "depth": 2, "num_heads": 2}
 
 
@@ -31,8 +32,7 @@ def photos() -> Tensor:
     crops = []
     for image in datasets.load_sample_images().images:
         reduced = torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 255  # [1, 3, 427, 640]
-        for pixels in (64, 128):
-            tall, wide = (length // pixels * 32 for length in image.shape[:2])
-            small = torch.nn.functional.interpolate(reduced, (tall, wide), mode="area")
-            crops.append(small.unfold(2, 32, 32).unfold(3, 32, 32).permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
+        tall, wide = (length // PIXELS * 32 for length in image.shape[:2])
+        small = torch.nn.functional.interpolate(reduced, (tall, wide), mode="area")
+        crops.append(small.unfold(2, 32, 32).unfold(3, 32, 32).permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
     return torch.cat(crops)

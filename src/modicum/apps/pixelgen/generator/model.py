@@ -96,18 +96,19 @@ class Generator:
             mask.to(device),
             tokens.to(device),
         )
-        painting = {"steps": steps, "guidance": guidance, "temperature": temperature, "stride": stride}
+
+        def painted(frames: Tensor, mask: Tensor) -> Tensor:
+            return self._paint(frames, mask, tokens, steps, guidance, temperature, stride, seed)
+
         if reduce == 1:
-            return self._paint(frames, mask, tokens, seed=seed, **painting)
-        pictures = self._paint(*reduced(frames, mask, reduce), tokens, seed=seed, **painting)
-        return enlarged(pictures, frames, mask, reduce)
+            return painted(frames, mask)
+        return enlarged(painted(*reduced(frames, mask, reduce)), frames, mask, reduce)
 
     def _paint(
         self,
         frames: Tensor,
         mask: Tensor,
         tokens: Tensor,
-        *,
         steps: int,
         guidance: float,
         temperature: float,
