@@ -2,7 +2,8 @@
 
 Every known node has a stream of its own (`stream.py`); nothing that one node sends reaches another's. Whatever comes
 in, `receive` and `text` do not raise, and memory stays bounded: two open frames per node, `size` waiting frames per
-subscription. A gateway that is restarted needs no memory of before: it goes on with whatever comes next.
+subscription. A gateway that is restarted needs no memory of before: it goes on with whatever comes next. It belongs to
+one thread, that of the event loop in which its subscriptions are read.
 """
 
 from __future__ import annotations
