@@ -59,10 +59,10 @@ def test_a_perfect_network_has_no_loss_and_a_silent_one_that_of_the_velocity() -
 
 
 def test_readings_are_dropped_in_training_only() -> None:
-    objective, batch = Painting(TINY), {"pictures": _pictures(1).expand(600, -1, -1, -1)}
+    objective, batch = Painting(TINY), {"pictures": _pictures(1).expand(300, -1, -1, -1)}
     asked = objective.ask(batch, torch.Generator().manual_seed(0))
-    assert abs(asked["drop"].float().mean() - 0.1) < 0.04
-    assert abs((asked["tokens"][:, 0] == 0).float().mean() - 0.1) < 0.04
+    assert abs(asked["drop"].float().mean() - 0.1) < 0.05
+    assert abs((asked["tokens"][:, 0] == 0).float().mean() - 0.1) < 0.05
     asked = objective.ask(batch, torch.Generator().manual_seed(0), training=False)
     assert not asked["drop"].any()
     assert (asked["tokens"][:, :3] > 0).all()
@@ -113,14 +113,14 @@ def test_a_killed_training_ends_where_an_undisturbed_one_does(tmp_path: Path) ->
 def test_training_learns_which_colour_belongs_to_which_luma(tmp_path: Path) -> None:
     asked = _questions(TINY, seed=9)
     losses = []
-    for steps in (1, 120):
+    for steps in (1, 60):
         training = _train(tmp_path / str(steps), steps, average=0.9, lr=3e-3)
         training.run()
         network = PixelNetwork(TINY).eval()
         network.load_state_dict(training.state_dict())
         with torch.no_grad():
             losses.append(Painting(TINY).loss(Painting(TINY).answer(network, asked), asked).mean())
-    assert losses[1] < 0.6 * losses[0]
+    assert losses[1] < 0.8 * losses[0]
 
 
 @pytest.fixture

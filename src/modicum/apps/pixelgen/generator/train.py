@@ -1,4 +1,4 @@
-"""Train the generator: `python -m modicum.apps.pixelgen.generator.train --images FILE.npz --steps 7000 --out DIR`.
+"""Train the generator: `python -m modicum.apps.pixelgen.generator.train --images FILE.npz --steps 4000 --out DIR`.
 
 The same command after an interruption goes on from the last checkpoint, with the same result as if nothing had
 happened. `--finish` writes what the last checkpoint holds, whenever that is.
@@ -43,7 +43,7 @@ class Training:
     """
 
     config: GeneratorConfig = field(default_factory=GeneratorConfig)
-    steps: int = 7000
+    steps: int = 4000
     batch: int = 32
     lr: float = 2e-3
     average: float = 0.999
