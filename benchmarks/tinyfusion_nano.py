@@ -1,7 +1,7 @@
 """Depth pruning of the nano models: is the learned choice of blocks better than the others, after equal training?
 
-    python benchmarks/tinyfusion_nano.py lm   [--seeds 0] [--learn 300] [--train 300]
-    python benchmarks/tinyfusion_nano.py dit  [--seeds 0 1 2] [--learn 600] [--train 600]
+    python benchmarks/tinyfusion_nano.py lm   [--seeds 0] [--learn 300] [--train 300] [--choices learned shortgpt]
+    python benchmarks/tinyfusion_nano.py dit  [--seeds 0 1 2] [--learn 600] [--train 600] [--model DIRECTORY]
     python benchmarks/tinyfusion_nano.py cost [--width 192] [--depth 12]
 
 `lm` and `dit` halve the depth of nano-lm and nano-dit: every method chooses its blocks, then every choice is trained
@@ -84,19 +84,19 @@ class Bench:
         return mean(losses)
 
 
-def language_model() -> Bench:
+def language_model(directory: str) -> Bench:
     """nano-lm on windows of the standard library; quality is perplexity."""
-    tokenizer = load_tokenizer(locate("nano-lm"))
+    tokenizer = load_tokenizer(locate(directory))
     stream = token_stream(load_text("stdlib", "heldout"), tokenizer, 240 * WINDOW)
     held_out = Table({"input_ids": stream.view(-1, WINDOW)})
     data = text_samples("stdlib", tokenizer, WINDOW, 20_000, 0)
-    model = modicum.load("nano-lm", dtype=torch.float32)
-    return Bench("nano-lm", model, data, held_out, 8, 1e-3, lambda loss: f"{math.exp(loss):.2f}")
+    model = modicum.load(directory, dtype=torch.float32)
+    return Bench("nano-lm", model, data, held_out, 4, 1e-3, lambda loss: f"{math.exp(loss):.2f}")
 
 
-def diffusion_model() -> Bench:
+def diffusion_model(directory: str) -> Bench:
     """nano-dit on digits; quality is its own loss, every held-out digit at ten steps of noise."""
-    model = modicum.load("nano-dit")
+    model = modicum.load(directory)
     assert isinstance(model, DiT)
     digits = load_digits("heldout")
     rows = {"x0": to_canvas(digits.images, model.config).repeat(10, 1, 1, 1), "y": digits.labels.repeat(10)}
@@ -117,24 +117,28 @@ def choices(learn: int, batch: int) -> dict[str, ModelMethod]:
     }
 
 
-def compared(bench: Bench, seed: int, learn: int, train: int) -> dict[str, Any]:
+def compared(bench: Bench, seed: int, learn: int, train: int, wanted: list[str]) -> dict[str, Any]:
     """Every choice before and after training with one seed, and the learned one under distillation."""
     print(f"{bench.name}, seed {seed}: whole model {bench.shown(bench.loss(bench.model))}", flush=True)
     rows: dict[str, Any] = {}
     tuned = Finetune(steps=train, batch=bench.batch, lr=bench.lr, final_lr=bench.lr / 10)
     pruned: dict[str, nn.Module] = {}
     for name, method in choices(learn, bench.batch).items():
+        if wanted and name not in wanted:
+            continue
         model, started = copy.deepcopy(bench.model), time.monotonic()
         notes = transform_loaded(model, Recipe.of(method, seed=seed), bench.data)
         chosen = time.monotonic() - started
         pruned[name] = model
         rows[name] = recovered(bench, model, tuned, seed) | {
             "kept": notes[method.name]["kept_blocks"],
+            "confidence": notes[method.name].get("confidence"),
             "seconds_to_choose": round(chosen, 1),
         }
         print(f"  {name:14} {rows[name]}", flush=True)
     settings = tuned.model_dump(include={"steps", "batch", "lr", "final_lr"})
-    for teaching in (LogitsKD(**settings), MaskedKD(**settings)):
+    teachings = (LogitsKD(**settings), MaskedKD(**settings)) if "learned" in pruned else ()
+    for teaching in teachings:
         name = f"learned, {teaching.name.removeprefix('distill.')}"
         rows[name] = recovered(bench, pruned["learned"], teaching, seed)
         print(f"  {name:14} {rows[name]}", flush=True)
@@ -161,7 +165,7 @@ def table(bench: Bench, runs: dict[int, dict[str, Any]]) -> str:
 
 def compare(bench: Bench, given: argparse.Namespace) -> None:
     """Run all seeds and keep the numbers."""
-    runs = {seed: compared(bench, seed, given.learn, given.train) for seed in given.seeds}
+    runs = {seed: compared(bench, seed, given.learn, given.train, given.choices) for seed in given.seeds}
     settings = {"learn": given.learn, "train": given.train, "batch": bench.batch, "lr": bench.lr}
     keep(bench.name, {"settings": settings, "whole": bench.loss(bench.model), "runs": runs})
     print(table(bench, runs))
@@ -169,7 +173,8 @@ def compare(bench: Bench, given: argparse.Namespace) -> None:
 
 def keep(name: str, content: dict[str, Any]) -> None:
     """Write a result with its environment."""
-    line = " ".join(["python benchmarks/tinyfusion_nano.py", *sys.argv[1:]])
+    given = [word for word in sys.argv[1:] if not Path(word).is_absolute() and word != "--model"]
+    line = " ".join(["python benchmarks/tinyfusion_nano.py", *given])
     value = {"command": line, **content, "environment": environment()}
     (RESULTS / f"tinyfusion-{name}.json").write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
@@ -234,6 +239,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--learn", type=int, default=300)
     parser.add_argument("--train", type=int, default=300)
+    parser.add_argument("--choices", nargs="+", default=[], help="names of the table's rows; all by default")
+    parser.add_argument("--model", help="a directory instead of the nano model that is shipped")
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--depth", type=int, default=12)
     given = parser.parse_args()
@@ -242,7 +249,8 @@ def main() -> None:
     elif given.what == "cost":
         cost(given)
     else:
-        compare(language_model() if given.what == "lm" else diffusion_model(), given)
+        make = language_model if given.what == "lm" else diffusion_model
+        compare(make(given.model or f"nano-{given.what}"), given)
 
 
 if __name__ == "__main__":
