@@ -19,6 +19,7 @@ import platform
 import socket
 import time
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,12 @@ def send(port: int, rate: int, seconds: float) -> None:
     while time.monotonic() - begun < seconds:
         frames = [FRAMING.packets(scene(node), node, number, KEYS[node]) for node in range(NODES)]
         arrived = [air.carry(packets) for air, packets in zip(airs, frames, strict=True)]
-        for turn in zip(*arrived, strict=False):
-            for packet in turn:
+        for turn in zip_longest(*arrived):
+            for packet in filter(None, turn):
                 way.sendto(packet, ("127.0.0.1", port))
-            sent += NODES
-            if sent % int(rate * BURST) < NODES:
-                time.sleep(max(0.0, begun + sent / rate - time.monotonic()))
+                sent += 1
+                if sent % int(rate * BURST) == 0:
+                    time.sleep(max(0.0, begun + sent / rate - time.monotonic()))
         number = (number + 1) % 65_536
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def rounds(count: int) -> Iterator[list[bytes]]:
     for number in range(count):
         sent = [framing.packets(SCENES[node], node, number, KEYS[node]) for node in range(NODES)]
         arrived = [air.carry(packets) for air, packets in zip(airs, sent, strict=True)]
-        yield [packet for turn in zip(*arrived, strict=False) for packet in turn]
+        yield [packet for turn in zip_longest(*arrived) for packet in turn if packet]
 
 
 def known(clock: Any) -> Gateway:
@@ -62,7 +63,9 @@ def test_faster_than_they_come_and_all_of_it_right(storm: list[list[bytes]], clo
     assert len(frames) >= NODES * (len(storm) - 2)
     for frame in frames:
         assert np.array_equal(frame.frame[frame.mask], SCENES[frame.node][frame.mask])
-    assert 0.75 < np.mean([frame.mask.mean() for frame in frames]) < 0.9
+    assert np.mean([frame.mask.mean() for frame in frames]) == pytest.approx(
+        0.797, abs=0.01
+    )  # 0.8 * 0.99 + parity
     assert unread.dropped == len(frames) - 4
     counts = gateway.statistics().values()
     assert min(c.refused + c.damaged for c in counts) > 0
