@@ -167,7 +167,9 @@ def compare(bench: Bench, given: argparse.Namespace) -> None:
     """Run all seeds and keep the numbers."""
     runs = {seed: compared(bench, seed, given.learn, given.train, given.choices) for seed in given.seeds}
     settings = {"learn": given.learn, "train": given.train, "batch": bench.batch, "lr": bench.lr}
-    keep(bench.name, {"settings": settings, "whole": bench.loss(bench.model), "runs": runs})
+    keep(
+        f"{bench.name}-{given.learn}", {"settings": settings, "whole": bench.loss(bench.model), "runs": runs}
+    )
     print(table(bench, runs))
 
 
