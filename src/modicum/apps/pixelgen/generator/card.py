@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from modicum.apps.pixelgen.generator.model import Generator
-from modicum.pipeline.recipe import Recipe
 
 CARD = """---
 license: apache-2.0
@@ -45,8 +44,8 @@ tags: [modicum, pixelgen, image-colorization, diffusion]
 ---
 # {name}
 
-PixelGen's generator, compressed: {depth} blocks are left, in {painting_steps} steps a picture. What it paints is
-plausible, not measured: keep the frame and its mask beside every picture.
+PixelGen's generator, compressed: {depth} blocks are left, in {painting_steps} steps a picture. What it paints is plausible, not
+measured: keep the frame and its mask beside every picture.
 
 ```yaml
 {recipe}```
@@ -115,20 +114,20 @@ def card(name: str, generator: Generator, metrics: dict[str, Any]) -> str:
     )
 
 
-def compressed_card(name: str, generator: Generator, metrics: dict[str, Any], recipe: Recipe) -> str:
+def compressed_card(name: str, generator: Generator, metrics: dict[str, Any], recipe: str) -> str:
     """The card of a compressed generator, in Markdown.
 
     Args:
         name: of the generator.
         generator: as it is written.
         metrics: of `measure.quality`, those of the generator before under "before".
-        recipe: that made it.
+        recipe: that made it, as YAML text.
     """
     return COMPRESSED.format(
         name=name,
         depth=generator.network.config.depth,
         painting_steps=generator.steps,
-        recipe=recipe.to_yaml(),
+        recipe=recipe,
         table=score_table(metrics),
         before_psnr=metrics["before"]["known"]["psnr"],
         before_unknown=metrics["before"]["unknown"]["psnr"],

@@ -143,10 +143,11 @@ def _compress(given: argparse.Namespace) -> None:
     )
     generator.steps = given.painting_steps
     metrics = {**quality(generator, held_out), "before": before, "notes": notes}
+    yaml = given.recipe.read_text(encoding="utf-8")
     texts = {
         "metrics.json": json.dumps(metrics, indent=2) + "\n",
-        "recipe.yaml": given.recipe.read_text(encoding="utf-8"),
-        "README.md": compressed_card(given.out.name, generator, metrics, recipe),
+        "recipe.yaml": yaml,
+        "README.md": compressed_card(given.out.name, generator, metrics, yaml),
     }
     save(generator, given.out, extra=texts)
     print(f"wrote {given.out}")
