@@ -44,8 +44,8 @@ tags: [modicum, pixelgen, image-colorization, diffusion]
 ---
 # {name}
 
-PixelGen's generator, compressed: {depth} blocks are left, in {painting_steps} steps a picture. What it paints is plausible, not
-measured: keep the frame and its mask beside every picture.
+PixelGen's generator, compressed: {depth} blocks are left, and {painting_steps} steps a picture. What it paints is
+plausible, not measured: keep the frame and its mask beside every picture.
 
 ```yaml
 {recipe}```
