@@ -37,7 +37,7 @@ demo: $(READY)  ## compress a real language model and write a report, in about a
 
 # One thread each, because the models are tiny; side by side, because there are many.
 test: $(READY)  ## run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 $(TEST_FLAGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 $(TEST_FLAGS)
 
 lint: $(READY)  ## check style, types, and which floor imports which
 	@$(BIN)/ruff check .
