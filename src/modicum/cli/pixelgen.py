@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modicum.cli import options
+from modicum.cli import options, pixelgen_viewing
 from modicum.cli.pixelgen_options import energy_model, known_nodes, link, node_settings, secret
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def add_to(app: typer.Typer) -> None:
     pixelgen.command("node", epilog="modicum pixelgen node photo.jpg --id 1")(node)
     pixelgen.command("gateway", epilog="modicum pixelgen gateway --node 1 --out frames")(gateway)
     pixelgen.command("energy", epilog="modicum pixelgen energy --period 12")(energy)
+    pixelgen_viewing.add_to(pixelgen)
     app.add_typer(pixelgen, name="pixelgen")
 
 
@@ -131,7 +132,7 @@ def gateway(
         screen.print(f"node {frame.node}  frame {frame.number}  {frame.mask.mean():.1%} known{cost}")
 
     lines = {next(iter(known)): serial} if serial else {}
-    asyncio.run(_serve(machine, listen, lines, baud, count, shown))
+    asyncio.run(_serve(machine, listen, lines, baud, count, shown, screen.print))
     found = {id_: asdict(counts) for id_, counts in machine.statistics().items()}
     if as_json:
         print_json({"nodes": found, "refused": machine.refused})
@@ -177,8 +178,9 @@ async def _serve(
     baud: int,
     count: int | None,
     shown: Callable[[CompletedFrame], None],
+    ready: Callable[[str], None],
 ) -> None:
-    """Hear and read until `count` frames are there or a signal comes."""
+    """Hear and read until `count` frames are there or a signal comes; says when everything is open."""
     import asyncio
     import signal
     from contextlib import AsyncExitStack
@@ -188,11 +190,12 @@ async def _serve(
 
     async with AsyncExitStack() as stack:
         frames = stack.enter_context(machine.subscribe())
-        await stack.enter_async_context(listening(machine, *address(listen)))
+        host, port = await stack.enter_async_context(listening(machine, *address(listen)))
         for id_, line in lines.items():
             await stack.enter_async_context(reading(machine, id_, line, baud))
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, frames.close)
+        ready(f"listening at {host}:{port}")
         seen = 0
         async for frame in frames:
             shown(frame)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from modicum.apps.pixelgen.modes import Bytes
 from modicum.apps.pixelgen.node.camera import Camera
 from modicum.apps.pixelgen.node.sensors import FromPicture, Sensors
-from modicum.apps.pixelgen.node.sound import Recording
+from modicum.apps.pixelgen.node.sound import Microphone
 from modicum.apps.pixelgen.radio.columns import column_packets
 from modicum.apps.pixelgen.radio.framing import Framing
 from modicum.apps.pixelgen.radio.links import Link
@@ -80,7 +80,7 @@ class Node:
         camera: Camera,
         settings: NodeSettings | None = None,
         sensors: Sensors | None = None,
-        sound: Recording | None = None,
+        sound: Microphone | None = None,
     ) -> None:
         self.pictures, self.camera, self.settings = pictures, camera, settings or NodeSettings()
         self.sensors, self.sound = sensors or FromPicture(), sound

@@ -12,6 +12,7 @@ from __future__ import annotations
 import wave
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,13 @@ HALF_DECIBELS = 2
 WIDEST = 4
 
 Samples = NDArray[np.float64]
+
+
+class Microphone(Protocol):
+    """Anything that can be listened to once per frame."""
+
+    def read(self) -> Sound:
+        """What is heard now, summed up."""
 
 
 class Recording:
