@@ -159,6 +159,7 @@ def test_text_over_a_serial_line(scene: Path, tmp_path: Path, started: Any, wire
     table.write_text("Temperature,Humidity,Pressure,Lux\n21.5,40,101325,300\n")
     ours = ["--listen", f"127.0.0.1:{free_port()}", "--node", 4, "--serial", wire[1], "--out", out]
     gateway = started("gateway", *ours, "--count", 2)
+    assert "listening" in gateway.stdout.readline()  # opening a line throws away what waits in it
     node = started(
         "node", scene, "--serial", wire[0], "--id", 4, "--sensors", table, "--period", 0, "--count", 2
     )

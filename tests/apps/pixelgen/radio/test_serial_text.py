@@ -174,6 +174,10 @@ def test_frames_without_end_or_beginning(frame: Frame, text: bytes) -> None:
     endless, headless = text[: -len(END) - 1], text[len(BEGIN) + 1 :]
     assert [f.mask.all() for f in _frames(endless + text)] == [True, True]
     assert [f.mask.all() for f in _frames(endless + headless)] == [True, True]  # address 0 begins a new one
+    assert [f.mask.all() for f in _frames(headless)] == [True]
+    (late,) = _frames(text[100_000:])  # as heard by who comes in the middle
+    assert 0.6 < late.mask.mean() < 0.7
+    assert np.array_equal(late.pixels[late.mask], np.fliplr(frame)[late.mask])
     lines = (endless + headless).split(b"\n")
     del lines[LINES + 1]  # now neither markers nor address 0 part them: the newer frame is kept alone
     (found,) = _frames(b"\n".join(lines))

@@ -9,7 +9,8 @@ no line is lost and none comes between:
 - a line with damaged values leaves a hole;
 - where believed addresses fall, a new frame has begun and its markers were lost: what came before is dropped.
 
-A frame closes at its end, at the next beginning, or at address 0. Nothing that comes in raises. A digit that turned
+A frame opens at its beginning or, if that was lost, at its first line with an address; it closes at its end, at the
+next beginning, or at address 0. Nothing that comes in raises. A digit that turned
 into another digit stays unnoticed: the protocol has no checksum.
 """
 
@@ -94,8 +95,8 @@ class TextReader:
             yield from self._closed()
         elif (found := _READING.fullmatch(text)) is not None:
             yield from self._reading(found[1].decode(), float(found[2]))
-        elif self._lines is not None:
-            if self._lines.ends_before(line):
+        elif self._lines is not None or _claim(line) != NOWHERE:  # the beginning may have been lost
+            if self._lines is None or self._lines.ends_before(line):
                 yield from self._closed()
                 self._lines = _Lines()
             self._lines.add(line)
