@@ -71,7 +71,7 @@ def agreement(
         check_context(model, min(window, len(tokens) - 1), "window")
     sums = torch.zeros(1 + len(k), dtype=torch.float64)
     count, done, scored = len(windows(len(tokens), window)), 0, 0
-    with evaluating(reference, candidate), widened_products():
+    with evaluating(reference, candidate):
         for inputs, _ in batches(tokens, window, None, batch):
             sums += _batch_sums(_logits(reference, inputs), _logits(candidate, inputs), k)
             done, scored = done + len(inputs), scored + inputs.numel()
@@ -84,7 +84,8 @@ def agreement(
 
 
 def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
-    logits = model(input_ids=inputs.to(device_of(model)), use_cache=False).logits
+    with widened_products():
+        logits = model(input_ids=inputs.to(device_of(model)), use_cache=False).logits
     return logits.flatten(0, 1)  # [windows * positions, vocabulary]
 
 

@@ -78,7 +78,7 @@ def perplexity(
         )
     total, scored, done = 0.0, 0, 0
     count = len(windows(len(tokens), window, stride))
-    with evaluating(model), widened_products():
+    with evaluating(model):
         for inputs, targets in batches(tokens, window, stride, batch):
             total += _nll(model, inputs.to(device_of(model)), targets)
             scored, done = scored + targets.numel(), done + len(inputs)
@@ -94,9 +94,9 @@ def perplexity(
 
 def _nll(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
     """The summed loss of one batch: `inputs` [windows, positions], `targets` [windows, scored], in nats."""
-    logits = model(input_ids=inputs, use_cache=False).logits[
-        :, -targets.shape[1] :
-    ]  # [windows, scored, vocabulary]
+    with widened_products():
+        logits = model(input_ids=inputs, use_cache=False).logits
+    logits = logits[:, -targets.shape[1] :]  # [windows, scored, vocabulary]
     logits = logits.flatten(0, 1)  # [windows * scored, vocabulary]
     targets = targets.flatten().to(logits.device)  # [windows * scored]
     return sum(

@@ -21,7 +21,8 @@ MOST_TOKENS = 64
 
 _GROUP_SIZES = (32, 64, 128, 256)
 _OUTPUTS = 16  # rows that the kernel handles together
-_TILE = 64  # rows that it stores together
+TILE = 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32
+"""Rows that it stores together, by the width of the processor's registers."""
 
 
 def suits(out_features: int, in_features: int, scheme: IntegerScheme) -> bool:
@@ -61,18 +62,18 @@ def repack(codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> tuple[Ten
 
 
 def is_known_layout(packed: Tensor) -> bool:
-    """Whether `unpack` may be tried: whole tiles of 64 rows, as the kernel arranges them with AVX-512."""
-    return packed.shape[0] % _TILE == 0
+    """Whether `unpack` may be tried: the kernel arranges whole tiles of rows, and any rest in another way."""
+    return packed.shape[0] % TILE == 0
 
 
 def unpack(packed: Tensor) -> Tensor:
     """The signed codes, int8 [out, in], out of the kernel's layout.
 
-    A tile of 64 rows is stored column by column, 32 bytes each: row r in the low, row r + 32 in the high half byte.
+    A tile is stored column by column: row r in the low, row r + tile / 2 in the high half of a byte.
     """
     rows, columns = packed.shape[0], 2 * packed.shape[1]
-    tiles = packed.view(rows // _TILE, columns, _TILE // 2)  # [tiles, in, 32]
-    halves = torch.stack((tiles & 15, tiles >> 4), dim=1)  # [tiles, 2, in, 32]
+    tiles = packed.view(rows // TILE, columns, TILE // 2)  # [tiles, in, tile / 2]
+    halves = torch.stack((tiles & 15, tiles >> 4), dim=1)  # [tiles, 2, in, tile / 2]
     return halves.transpose(2, 3).reshape(rows, columns).view(torch.int8) - 8
 
 
