@@ -59,8 +59,9 @@ def request(
     if isinstance(model, VAR):
         if prompts or features or negative:
             raise InvalidSetting("VAR draws classes and reads no prompts.", "Say what to draw with --label.")
-        seeds = _seeds(count or max(len(labels), 1), seed)
-        return _of_labels(model, labels or _random_labels(model, seeds), seeds, sampling, at_once)
+        seeds = seeds_from(seed, count or max(len(labels), 1))
+        chosen_labels = labels or random_labels(model.config.num_classes, seeds)
+        return _of_labels(model, chosen_labels, seeds, sampling, at_once)
     if not isinstance(model, Infinity):
         raise InvalidSetting(
             f"{type(model).__name__} takes neither labels nor prompts.", "Call its generate()."
@@ -70,7 +71,7 @@ def request(
             "Infinity reads prompts and knows no classes.", "Say what to draw with --prompt."
         )
     texts, away = _texts(model, prompts, features, negative)
-    seeds = _seeds(count or len(texts), seed)
+    seeds = seeds_from(seed, count or len(texts))
     settings = {**sampling, "negative": away} if away is not None else sampling
     chosen = list(islice(cycle(texts.items()), len(seeds)))
     return Request(
@@ -95,11 +96,10 @@ def _of_labels(
     return Request({"labels": chosen}, tuple(map(str, chosen)), model.schedule, seeds, sampling, at_once)
 
 
-def _random_labels(model: VAR, seeds: tuple[int, ...]) -> list[int]:
-    """The class that belongs to each seed."""
+def random_labels(classes: int, seeds: Sequence[int]) -> list[int]:
+    """The class, out of so many, that belongs to each seed."""
     return [
-        int(torch.randint(model.config.num_classes, (1,), generator=torch.Generator().manual_seed(seed)))
-        for seed in seeds
+        int(torch.randint(classes, (1,), generator=torch.Generator().manual_seed(seed))) for seed in seeds
     ]
 
 
@@ -109,7 +109,12 @@ def _schedule(model: Infinity, sampling: Mapping[str, Any]) -> Schedule:
     return Resolution.of(ratio, pixels or model.config.pixels).schedule
 
 
-def _seeds(count: int, first: int) -> tuple[int, ...]:
+def seeds_from(first: int, count: int) -> tuple[int, ...]:
+    """So many seeds in a row.
+
+    Raises:
+        InvalidSetting: none at all, or a negative one.
+    """
     if count < 1 or first < 0:
         raise InvalidSetting(
             f"{count} images from seed {first} cannot be drawn.", "Ask for 1 image or more and a seed from 0."

@@ -60,11 +60,10 @@ def _check_files(given: dict[str, Any]) -> None:
 
     if "out" not in given and "save_policy" not in given:
         raise InvalidSetting("Nothing says where the images go.", "For example --out images.png")
-    if "out" in given and given["out"].suffix.lower() != ".png":
-        raise InvalidSetting(f"--out {given['out']} is no PNG file.", "Give it a name that ends in .png.")
-    for name in ("out", "save_policy"):
-        if name in given:
-            check_free(given[name], given.get("overwrite", False))
+    if "out" in given:
+        image_options.check_picture(given["out"], given.get("overwrite", False))
+    if "save_policy" in given:
+        check_free(given["save_policy"], given.get("overwrite", False))
 
 
 def _policy(model: NextScaleModel, wanted: Request, given: dict[str, Any]) -> CachePolicy:

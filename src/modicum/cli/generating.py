@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +12,15 @@ from modicum.cli import image_options as images
 from modicum.cli import options
 from modicum.errors import InvalidSetting
 
-TEXT_ONLY = ("tokens", "temperature")
-IMAGES_ONLY = (
-    "label", "prompt", "negative", "features", "text_encoder", "count", "at_once", "cfg", "top_k", "tau", "ratio",
-    "pixels", "kv", "budget", "set_", "policy", "save_policy", "out", "overwrite",
-)  # fmt: skip
+TEXT, MAPS, NOISE = "writes text", "draws images map by map", "draws images out of noise"
+TAKERS = {  # options that not every model takes
+    **dict.fromkeys(("tokens", "temperature"), (TEXT,)),
+    "top_p": (TEXT, MAPS),
+    **dict.fromkeys(("label", "count", "at_once", "cfg", "out", "overwrite"), (MAPS, NOISE)),
+    **dict.fromkeys(("prompt", "negative", "features", "text_encoder", "top_k", "tau", "ratio", "pixels"), (MAPS,)),
+    **dict.fromkeys(("kv", "budget", "set_", "policy", "save_policy"), (MAPS,)),
+    **dict.fromkeys(("steps", "sampler", "vae"), (NOISE,)),
+}  # fmt: skip
 TOKENS = 80
 
 Kv = Annotated[
@@ -70,6 +75,9 @@ def generate(
     tau: images.Tau = None,
     ratio: images.Ratio = None,
     pixels: images.Pixels = None,
+    steps: images.Steps = None,
+    sampler: images.Sampler = None,
+    vae: images.Vae = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Write the images (.png).", rich_help_panel=images.IMAGES),
@@ -93,17 +101,23 @@ def generate(
     Image i is drawn from seed SEED + i, whatever else is drawn beside it. With --save-policy and without --out a
     policy is only fitted.
     """
-    from modicum.cli.drawing import draw
+    given = {name: value for name, value in context.params.items() if value not in (None, False, [], ())}
+    does, act = _kind(model)
+    _refuse(given, model, does)
+    act(given)
+
+
+def _kind(model: str) -> tuple[str, Callable[[dict[str, Any]], None]]:
+    """What a model does, and what does it."""
+    from modicum.cli import denoising, drawing
     from modicum.models.image_models import image_kind
+    from modicum.pipeline.whole import model_type
     from modicum.zoo.locate import locate
 
-    given = {name: value for name, value in context.params.items() if value not in (None, False, [], ())}
-    if image_kind(locate(model)) is None:
-        _refuse(given, IMAGES_ONLY, "draws images", model, "writes text")
-        write(given)
-    else:
-        _refuse(given, TEXT_ONLY, "writes text", model, "draws images")
-        draw(given)
+    directory = locate(model)
+    if image_kind(directory) is not None:
+        return MAPS, drawing.draw
+    return (NOISE, denoising.draw) if model_type(directory) == "dit" else (TEXT, write)
 
 
 def write(given: dict[str, Any]) -> None:
@@ -132,11 +146,12 @@ def write(given: dict[str, Any]) -> None:
     console(given.get("quiet", False), as_json).print(text + added, markup=False, soft_wrap=True)
 
 
-def _refuse(given: dict[str, Any], names: tuple[str, ...], does: str, model: str, instead: str) -> None:
-    """Refuse options that belong to the other kind of model."""
-    for name in names:
-        if name in given:
+def _refuse(given: dict[str, Any], model: str, does: str) -> None:
+    """Refuse options that belong to another kind of model."""
+    for name, takers in TAKERS.items():
+        if name in given and does not in takers:
             option = "--" + name.strip("_").replace("_", "-")
             raise InvalidSetting(
-                f"{option} is for a model that {does}; {Path(model).name} {instead}.", "Leave it out."
+                f"{option} is for a model that {' or '.join(takers)}; {Path(model).name} {does}.",
+                "Leave it out.",
             )

@@ -29,7 +29,7 @@ PLAIN = (
 Label = Annotated[
     list[str] | None,
     typer.Option(
-        "--label", "-l", help="A class to draw (VAR); repeatable, or 1,2,3.", rich_help_panel=IMAGES
+        "--label", "-l", help="A class to draw (VAR, DiT); repeatable, or 1,2,3.", rich_help_panel=IMAGES
     ),
 ]
 Prompt = Annotated[
@@ -75,6 +75,20 @@ Pixels = Annotated[
     str | None,
     typer.Option("--pixels", help="0.06M, 0.25M, 0.60M or 1M (Infinity).", rich_help_panel=IMAGES),
 ]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help="Passes of the network (DiT, SiT; 250).", rich_help_panel=IMAGES),
+]
+Sampler = Annotated[
+    str | None,
+    typer.Option("--sampler", help="ddpm or ddim (DiT), sde or ode (SiT).", rich_help_panel=IMAGES),
+]
+Vae = Annotated[
+    Path | None,
+    typer.Option(
+        "--vae", help="Directory of the AutoencoderKL of a model of latents.", rich_help_panel=IMAGES
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -116,3 +130,17 @@ def wanted(given: Mapping[str, Any]) -> dict[str, Any]:
 def settings(texts: Iterable[str] | None) -> dict[str, Any]:
     """Settings of cache policies as typed."""
     return dict(parse_setting(text, "window=9") for text in texts or ())
+
+
+def check_picture(out: Path, overwrite: bool) -> None:
+    """Refuse a picture that cannot be written, before any work is done.
+
+    Raises:
+        InvalidSetting: its name is not that of a PNG file.
+        OutputExists: it is there, and may not be replaced.
+    """
+    from modicum.report.files import check_free
+
+    if out.suffix.lower() != ".png":
+        raise InvalidSetting(f"--out {out} is no PNG file.", "Give it a name that ends in .png.")
+    check_free(out, overwrite)
