@@ -89,7 +89,7 @@ def compress(
     finally:
         progress.close()
     seconds = time.monotonic() - started
-    written = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    written = sum(file.stat().st_size for file in out.glob("model*.safetensors"))
     if as_json:
         planned = {"plan": run.plan.to_dict()} if isinstance(run, Run) else {}
         print_json({"out": str(out), "seconds": seconds, "weights_bytes": written, **planned,
@@ -103,7 +103,20 @@ def compress(
             screen.print(
                 f"[dim]{name} kept blocks {found['kept_blocks']} of {found['of_blocks']}[/]", highlight=False
             )
-    screen.print(f"[dim]What did it cost?  modicum report {out} --against {model}[/]")
+    for line in _next(model, out):
+        screen.print(f"[dim]{line}[/]", highlight=False)
+
+
+def _next(model: str, out: Path) -> list[str]:
+    """What to do with what was written: look at what it draws, measure what it cost."""
+    from modicum.models.image_models import image_kind
+    from modicum.pipeline.whole import model_type
+
+    look = f"What does it draw?  modicum generate {out} --out images.png"
+    cost = f"What did it cost?  modicum report {out} --against {model}"
+    if image_kind(out) is not None:
+        return [look]
+    return [look, cost] if model_type(out) == "dit" else [cost]
 
 
 def plan(
