@@ -25,6 +25,16 @@ from modicum.models.next_scale import AttentionShape
 from modicum.models.var import PRESETS as VAR_PRESETS
 from modicum.weights.properties import IntegerGrid, LayerShapes, NMPattern, TiedWeights, ZeroMask
 
+STEP_CACHE = """import torch, modicum
+from {module} import {method}
+from modicum.method import Context
+from modicum.models import Anatomy
+
+model = modicum.load("nano-dit")
+policy = {method}().fit(Anatomy.of(model), Context(torch.Generator()))
+with policy.attach(model):
+    images = model.generate([3, 8], steps=50, sampler="ddim", seed=[0, 1])"""
+
 PROPERTY_WORDS = {
     ZeroMask: "zero mask",
     NMPattern: "N:M pattern",
@@ -117,29 +127,57 @@ def method_page(name: str) -> str:
 def _in_a_recipe(method: Method) -> list[str]:
     """What a recipe checks; a method that changes how a model runs is no step of one."""
     if isinstance(method, RuntimeMethod):
-        return [
-            "It changes how a model runs and none of its weights, so it goes with every recipe. "
-            "[Images](../images.md) shows how policies are used and compared."
-        ]
+        more = "[Images](../images.md) shows how policies are used and compared."
+        every = "It changes how a model runs and none of its weights, so it goes with every recipe. "
+        return [every + (more if method.name.startswith("cache.") else "")]
     return ["## In a recipe", table(["property", "this method"], _contract(method))]
 
 
 def _usage(name: str, method: type[Method]) -> str:
     if issubclass(method, RuntimeMethod):
         return _tabs(_running(name, method))
-    key, value = _own_setting(method)
-    setting = f"{key}={value!r}"
+    if name.startswith("distill."):
+        return _tabs(_recovering(name, method))
+    model, settings = ("nano-dit" if name.startswith("diffusion.") else "nano-lm"), _own_settings(method)
     module = method.__module__
     python = (
         f"import modicum\nfrom {module} import {method.__name__}\n\n"
-        f'modicum.compress("nano-lm", {method.__name__}({setting}), out="small")'
+        f'modicum.compress("{model}", {_call(method, settings)}, out="small")'
     )
+    values = ", ".join(f"{key}: {_written(value)}" for key, value in settings.items())
     tabs = {
-        "Command line": ("sh", f"modicum compress nano-lm --method {name} --set {key}={value} --out small"),
-        "Recipe": ("yaml", f"steps:\n  - {name}: {{{key}: {value}}}"),
+        "Command line": ("sh", f"modicum compress {model} --method {name}{_options(settings)} --out small"),
+        "Recipe": ("yaml", f"steps:\n  - {name}: {{{values}}}"),
         "Python": ("py", python),
     }
     return _tabs(tabs)
+
+
+def _recovering(name: str, method: type[Method]) -> dict[str, tuple[str, str]]:
+    """How a model is trained after half of its blocks are gone."""
+    settings = {"steps": 300, "batch": 16}
+    teacher = " --teacher nano-lm" if getattr(method, "asks_teacher", False) else ""
+    cut = "modicum compress nano-lm --method prune.shortgpt --out small"
+    options = _options(settings)
+    return {
+        "Command line": (
+            "sh", f"{cut}\nmodicum recover small{teacher} --method {name}{options} --out better"
+        )
+    }  # fmt: skip
+
+
+def _call(method: type[Method], settings: dict[str, Any]) -> str:
+    return f"{method.__name__}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
+
+
+def _options(settings: dict[str, Any]) -> str:
+    """Settings as the command line takes them."""
+    return "".join(f" --set {key}={_written(value).replace(' ', '')}" for key, value in settings.items())
+
+
+def _written(value: Any) -> str:
+    """A value as YAML has it."""
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def _tabs(tabs: dict[str, tuple[str, str]]) -> str:
@@ -151,7 +189,9 @@ def _tabs(tabs: dict[str, tuple[str, str]]) -> str:
 
 
 def _running(name: str, method: type[Method]) -> dict[str, tuple[str, str]]:
-    """How a cache policy is used with nano-var."""
+    """How a cache policy is used with nano-var, and a step cache with nano-dit."""
+    if name.startswith("diffusion."):
+        return {"Python": ("py", STEP_CACHE.format(module=method.__module__, method=method.__name__))}
     short, fields = name.partition(".")[2], method.model_fields
     shown = {"budget": "20%"} if "budget" in fields else {}
     window = {"window": 9} if "window" in fields else {}
@@ -173,9 +213,13 @@ def _running(name: str, method: type[Method]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _own_setting(method: type[Method]) -> tuple[str, Any]:
-    """A setting to show: the sparsity or the group size that fits nano-lm."""
-    return ("group_size", 64) if "group_size" in method.model_fields else ("sparsity", 0.5)
+def _own_settings(method: type[Method]) -> dict[str, Any]:
+    """Settings to show, of those that fit the nano models; none where a method has no choice."""
+    fitting: dict[str, Any] = {"group_size": 64, "sparsity": 0.5, "groups": "1:2", "keep": 4}
+    if method.__name__ == "Blocks":
+        return {"keep": (0, 1, 4, 5)}
+    key = next((key for key in fitting if key in method.model_fields), None)
+    return {} if key is None else {key: fitting[key]} | ({"steps": 300} if key == "groups" else {})
 
 
 def settings_table(method: type[Method]) -> str:

@@ -20,7 +20,16 @@ CORE = (
     "typer",
     "rich",
 )
-EXTRAS = {"compressed-tensors": "compressed", "datasets": "datasets", "lpips": "lpips"}
+EXTRAS = {
+    "compressed-tensors": "compressed",
+    "datasets": "datasets",
+    "accelerate": "train",
+    "peft": "train",
+    "diffusers": "images",
+    "lpips": "lpips",
+    "fastapi": "viewer",
+    "opencv-python-headless": "video",
+}
 
 
 @dataclass(frozen=True)
