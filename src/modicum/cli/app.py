@@ -12,6 +12,7 @@ from modicum.cli import (
     compressing,
     converting,
     demonstrating,
+    encoding,
     exporting,
     generating,
     informing,
@@ -56,6 +57,7 @@ for module in (
     comparing,
     exporting,
     converting,
+    encoding,
     informing,
     pixelgen,
 ):
