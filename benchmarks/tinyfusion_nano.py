@@ -104,10 +104,10 @@ def diffusion_model(directory: str) -> Bench:
     return Bench("nano-dit", model, data, Table(rows), 32, 5e-4, lambda loss: f"{loss:.4f}")
 
 
-def choices(learn: int, batch: int) -> dict[str, ModelMethod]:
+def choices(learn: int, batch: int, groups: str) -> dict[str, ModelMethod]:
     """Every method at half the depth."""
     return {
-        "learned": TinyFusion(groups="1:2", steps=learn, batch=batch, lr=1e-3, gate_lr=2e-3),
+        "learned": TinyFusion(groups=groups, steps=learn, batch=batch, lr=1e-3, gate_lr=2e-3),
         "shortgpt": ShortGPT(samples=256),
         "flux-lite": FluxLite(samples=256),
         "sensitivity": Sensitivity(samples=64),
@@ -117,14 +117,14 @@ def choices(learn: int, batch: int) -> dict[str, ModelMethod]:
     }
 
 
-def compared(bench: Bench, seed: int, learn: int, train: int, wanted: list[str]) -> dict[str, Any]:
+def compared(bench: Bench, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """Every choice before and after training with one seed, and the learned one under distillation."""
     print(f"{bench.name}, seed {seed}: whole model {bench.shown(bench.loss(bench.model))}", flush=True)
     rows: dict[str, Any] = {}
-    tuned = Finetune(steps=train, batch=bench.batch, lr=bench.lr, final_lr=bench.lr / 10)
+    tuned = Finetune(steps=given.train, batch=bench.batch, lr=bench.lr, final_lr=bench.lr / 10)
     pruned: dict[str, nn.Module] = {}
-    for name, method in choices(learn, bench.batch).items():
-        if wanted and name not in wanted:
+    for name, method in choices(given.learn, bench.batch, given.groups).items():
+        if given.choices and name not in given.choices:
             continue
         model, started = copy.deepcopy(bench.model), time.monotonic()
         notes = transform_loaded(model, Recipe.of(method, seed=seed), bench.data)
@@ -165,8 +165,14 @@ def table(bench: Bench, runs: dict[int, dict[str, Any]]) -> str:
 
 def compare(bench: Bench, given: argparse.Namespace) -> None:
     """Run all seeds and keep the numbers."""
-    runs = {seed: compared(bench, seed, given.learn, given.train, given.choices) for seed in given.seeds}
-    settings = {"learn": given.learn, "train": given.train, "batch": bench.batch, "lr": bench.lr}
+    runs = {seed: compared(bench, seed, given) for seed in given.seeds}
+    settings = {
+        "groups": given.groups,
+        "learn": given.learn,
+        "train": given.train,
+        "batch": bench.batch,
+        "lr": bench.lr,
+    }
     keep(
         f"{bench.name}-{given.learn}", {"settings": settings, "whole": bench.loss(bench.model), "runs": runs}
     )
@@ -241,6 +247,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--learn", type=int, default=300)
     parser.add_argument("--train", type=int, default=300)
+    parser.add_argument("--groups", default="1:2", help="of the learned choice, such as 4:6,2:6")
     parser.add_argument("--choices", nargs="+", default=[], help="names of the table's rows; all by default")
     parser.add_argument("--model", help="a directory instead of the nano model that is shipped")
     parser.add_argument("--width", type=int, default=192)
