@@ -173,9 +173,9 @@ def compare(bench: Bench, given: argparse.Namespace) -> None:
         "batch": bench.batch,
         "lr": bench.lr,
     }
-    keep(
-        f"{bench.name}-{given.learn}", {"settings": settings, "whole": bench.loss(bench.model), "runs": runs}
-    )
+    groups = given.groups.replace(":", "of").replace(",", "-")
+    content = {"settings": settings, "whole": bench.loss(bench.model), "runs": runs}
+    keep(f"{bench.name}-{groups}-{given.learn}", content)
     print(table(bench, runs))
 
 
