@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modicum.cli import options
+from modicum.cli import depth_report, options
+from modicum.cli import image_options as images
+from modicum.errors import UnsupportedModel
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +26,14 @@ Prompt = Annotated[
     list[str] | None, typer.Option("--prompt", "-p", help="A text both models continue; repeatable.")
 ]
 Window = Annotated[int | None, typer.Option("--window", min=2, help="Tokens per perplexity window.")]
+Also = Annotated[
+    list[str] | None,
+    typer.Option("--also", help="A further model, such as the recovered one; repeatable (DiT, SiT)."),
+]
+Count = Annotated[
+    int | None,
+    typer.Option("--count", "-n", min=2, help="Images of each model (100).", rich_help_panel=images.IMAGES),
+]
 Only = Annotated[
     list[str] | None,
     typer.Option("--only", help="Measure only this: quality, size, memory, speed or samples; repeatable."),
@@ -62,6 +72,7 @@ def evaluate(
 
 
 def report(
+    context: typer.Context,
     directory: Compressed,
     against: Against,
     out: Annotated[
@@ -72,17 +83,33 @@ def report(
     tokens: options.Tokens = 16384,
     window: Window = None,
     prompt: Prompt = None,
+    also: Also = None,
+    count: Count = None,
+    at_once: images.AtOnce = None,
+    steps: images.Steps = None,
+    sampler: images.Sampler = None,
+    cfg: images.Cfg = None,
+    vae: images.Vae = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure as `evaluate` does and write a page to look at (report.html) and its numbers (report.json)."""
+    """Measure as `evaluate` does and write a page to look at (report.html) and its numbers (report.json).
+
+    Of diffusion transformers the page shows what all models draw from equal noise, and which blocks stayed.
+    """
     from modicum.cli.console import console
     from modicum.report import write_report
     from modicum.report.terminal import comparison_table
 
+    given = [name for name in context.params if _typed(context, name)]
+    if depth_report.draws_from_noise(against):
+        depth_report.refuse(given, depth_report.TEXT_ONLY, against, "draws images")
+        depth_report.write(context.params)
+        return
+    depth_report.refuse(given, depth_report.IMAGES_ONLY, against, "writes text")
     screen = console(quiet, as_json)
     found = measured(screen, directory, against, text, tokens, window, None, prompt, seed, device, dtype)
     page = write_report(found, out or Path(directory) / "report")
@@ -105,11 +132,21 @@ def measured(
     device: str,
     dtype: str,
 ) -> Comparison:
-    """The comparison that the options ask for."""
+    """The comparison that the options ask for.
+
+    Raises:
+        UnsupportedModel: one of the models is a diffusion transformer.
+    """
     from modicum import api
     from modicum.cli.console import StageProgress
     from modicum.evaluate.compare import EVERYTHING
 
+    for model in (directory, against):
+        if depth_report.draws_from_noise(model):
+            raise UnsupportedModel(
+                f"Texts are compared here; {Path(model).name} draws images.",
+                "Compare diffusion transformers with each other, by modicum report.",
+            )
     with StageProgress(screen) as progress:
         return api.compare(
             against,
@@ -125,3 +162,9 @@ def measured(
             command=shlex.join(["modicum", *sys.argv[1:]]),
             progress=progress,
         )
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    """Whether a parameter stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
