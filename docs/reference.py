@@ -17,7 +17,7 @@ import torch
 from modicum import errors
 from modicum.allocate.cache_size import kv_nbytes
 from modicum.cli.app import commands
-from modicum.method import LayerMethod, Method, RuntimeMethod, registry
+from modicum.method import LayerMethod, Method, ModelMethod, RuntimeMethod, registry
 from modicum.models import family_of, supported
 from modicum.models.infinity import PRESETS as INFINITY_PRESETS
 from modicum.models.infinity import Resolution
@@ -91,13 +91,15 @@ def method_table(link: str) -> str:
         ]
         for name, method in registry().items()
     ]
-    return table(["method", "idea", "calibration data", "paper"], rows)
+    return table(["method", "idea", "data", "paper"], rows)
 
 
 def needs_data(method: Method) -> bool:
-    """Whether a method reads calibration data with these settings."""
+    """Whether a method reads calibration or training data with these settings."""
     if isinstance(method, LayerMethod):
         return bool(method.statistics() or method.inputs())
+    if isinstance(method, ModelMethod):
+        return method.samples_read() > 0
     return getattr(method, "measures", False)
 
 
@@ -264,14 +266,17 @@ def _kind(schema: dict[str, Any]) -> str:
 
 def _contract(method: Method) -> list[list[str]]:
     """What a method reads, needs, keeps and gives, one row each."""
-    reads = [STATISTIC_WORDS[kind] for kind in sorted(method.statistics())] if needs_data(method) else []
-    if isinstance(method, LayerMethod) and method.inputs():
-        reads.append("calls of the attention and feed-forward modules")
+    reads = []
+    if isinstance(method, LayerMethod):
+        reads = [STATISTIC_WORDS[kind] for kind in sorted(method.statistics())]
+        reads += ["calls of the attention and feed-forward modules"] if method.inputs() else []
+    elif isinstance(method, ModelMethod) and method.samples_read():
+        reads = [f"{method.samples_read():,} samples, at its defaults"]
     needs = [PROPERTY_WORDS[kind] for kind in method.needs]
     keeps = [PROPERTY_WORDS[kind] for kind in method.keeps]
     gives = [given.name for given in method.gives()]
     return [
-        ["reads from calibration", ", ".join(reads) or "nothing"],
+        ["reads of the data", ", ".join(reads) or "nothing"],
         ["needs from earlier steps", ", ".join(needs) or "nothing"],
         ["keeps of what earlier steps gave", ", ".join(keeps) or "nothing"],
         ["gives to later steps, at its defaults", ", ".join(gives) or "nothing"],
