@@ -8,6 +8,7 @@ Legend: pictures uint8 [H, W, 3]; x to the right and y downwards in 0..1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,7 +27,9 @@ NOISE = 30.0
 SPACING = 0.2
 """Metres between the microphones: tells directions apart up to 857 Hz, and the motor hums below that."""
 SKY = ((0.09, 0.12, 0.26), (0.16, 0.20, 0.36)), ((0.25, 0.48, 0.85), (0.72, 0.84, 0.95))
-SUNSET = np.array((0.95, 0.55, 0.30))
+SUNSET = (0.95, 0.55, 0.30)
+
+Colours = NDArray[np.float32]
 
 
 class Shore:
@@ -39,9 +42,9 @@ class Shore:
 
     def __init__(self, seed: int = 0, first: int = 12) -> None:
         self.frame, self._random = first - 1, np.random.default_rng(seed)
-        y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+        y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
         self._x, self._y = (x + 0.5) / WIDTH, (y + 0.5) / HEIGHT
-        self._grass = self._random.random((HEIGHT, WIDTH))
+        self._grass = self._random.random((HEIGHT, WIDTH), np.float32)
 
     def __iter__(self) -> Iterator[Bytes]:
         return self
@@ -71,51 +74,53 @@ class Shore:
         """What is there to see now, uint8 `[366, 486, 3]`."""
         colours = self._sky()
         for shape, colour in (self._hills(), self._sea(), self._boat(), self._meadow()):
-            colours = np.where(shape[..., None], colour, colours)
+            np.copyto(colours, colour, where=shape[..., None])
         return np.rint(255 * np.clip(colours, 0, 1)).astype(np.uint8)
 
-    def _sky(self) -> NDArray[np.float64]:
-        day, (dark, bright) = self.daylight, (np.array(pair) for pair in SKY)
+    def _sky(self) -> Colours:
+        day, (dark, bright) = self.daylight, (np.array(pair, np.float32) for pair in SKY)
         top, bottom = dark + (bright - dark) * day
         down = np.clip(self._y / HORIZON, 0, 1)[..., None]
         glow = 4 * day * (1 - day) * down**3 * 0.7
-        sky = (top + (bottom - top) * down) * (1 - glow) + SUNSET * glow
+        sky = (top + (bottom - top) * down) * (1 - glow) + rgb(*SUNSET) * glow
         turn = 2 * np.pi * self.frame / DAY
-        distance = np.hypot((self._x - 0.5 + 0.38 * np.cos(turn)) * 1.33, self._y - 0.5 + 0.38 * np.sin(turn))
+        distance = np.hypot(
+            (self._x - 0.5 + 0.38 * math.cos(turn)) * 1.33, self._y - 0.5 + 0.38 * math.sin(turn)
+        )
         sun = np.exp(-((distance / 0.035) ** 4)) + 0.35 * np.exp(-distance / 0.07)
         clouds = np.sin(9 * self._x + 0.03 * self.frame + 3 * np.sin(21 * self._y)) * np.sin(26 * self._y + 2)
         white = np.clip(clouds - 0.45, 0, 1)[..., None] * (0.3 + 0.7 * day) * 0.7
-        return sky * (1 - white) + white + sun[..., None] * np.array((1.0, 0.93, 0.75))
+        return sky * (1 - white) + white + sun[..., None] * rgb(1.0, 0.93, 0.75)
 
-    def _hills(self) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    def _hills(self) -> tuple[NDArray[np.bool_], Colours]:
         top = HORIZON - 0.07 - 0.05 * np.sin(5 * self._x + 1) - 0.025 * np.sin(13 * self._x)
         shade = 0.75 + 0.25 * np.clip((self._y - top) * 9, 0, 1) + 0.08 * (self._grass - 0.5)
-        return self._y > top, self._lit(np.array((0.30, 0.42, 0.38)) * shade[..., None])
+        return self._y > top, self._lit(rgb(0.30, 0.42, 0.38) * shade[..., None])
 
-    def _sea(self) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    def _sea(self) -> tuple[NDArray[np.bool_], Colours]:
         depth = np.clip((self._y - HORIZON) / (1 - HORIZON), 1e-3, 1)
         waves = np.sin(9 / (depth + 0.12) + 5 * self._x + 0.7 * self.frame) + 0.5 * np.sin(17 / (depth + 0.2))
         glitter = 0.035 * waves * depth + 0.03 * (self._grass - 0.5)
-        colour = np.array((0.16, 0.42, 0.62)) * (1.25 - 0.5 * depth)[..., None] + glitter[..., None]
+        colour = rgb(0.16, 0.42, 0.62) * (1.25 - 0.5 * depth)[..., None] + glitter[..., None]
         return self._y > HORIZON, self._lit(colour)
 
-    def _boat(self) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    def _boat(self) -> tuple[NDArray[np.bool_], Colours]:
         x, y = self.boat
         right, down = np.abs(self._x - x), self._y - y
         hull = (down > 0) & (down < 0.045) & (right < 0.075 - 0.7 * down)
         sail = (down < -0.006) & (down > -0.17) & (right < 0.32 * (down + 0.17)) & (self._x > x - 0.004)
-        colour = np.where(sail[..., None], np.array((0.95, 0.93, 0.88)), np.array((0.34, 0.07, 0.05)))
+        colour = np.where(sail[..., None], rgb(0.95, 0.93, 0.88), rgb(0.34, 0.07, 0.05))
         return hull | sail, self._lit(colour)
 
-    def _meadow(self) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    def _meadow(self) -> tuple[NDArray[np.bool_], Colours]:
         top = 0.83 + 0.05 * np.sin(4 * self._x - 0.6) + 0.006 * np.sin(90 * self._x)
         blades = 0.55 + 0.5 * self._grass
-        return self._y > top, self._lit(np.array((0.42, 0.62, 0.20)) * blades[..., None])
+        return self._y > top, self._lit(rgb(0.42, 0.62, 0.20) * blades[..., None])
 
-    def _lit(self, colour: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _lit(self, colour: Colours) -> Colours:
         """A colour by day or by night."""
         day = self.daylight
-        return colour * (day + (1 - day) * np.array((0.22, 0.25, 0.36)))
+        return colour * (day + (1 - day) * rgb(0.22, 0.25, 0.36))
 
 
 class Motor:
@@ -149,3 +154,8 @@ class Motor:
         turns = 2 * np.pi * (np.arange(BUFFER) + frame * BUFFER) / RATE
         pitch, loudness = 420 + 160 * np.sin(frame / 9), 1500 + 1200 * np.sin(frame / 7)
         return loudness * (np.sin(pitch * turns) + 0.4 * np.sin(1.3 * pitch * turns))
+
+
+def rgb(red: float, green: float, blue: float) -> Colours:
+    """A colour, float32 `[3]`; in double precision a picture would take twice the time."""
+    return np.array((red, green, blue), np.float32)

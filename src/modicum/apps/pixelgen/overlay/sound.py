@@ -99,6 +99,6 @@ def _labelled(picture: Picture, anchor: tuple[float, float], radius: float, text
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(max(9, height / 18))
     _, _, right, bottom = draw.textbbox((0, 0), text, font)
     x = float(np.clip(anchor[0] * width - right / 2, 3, max(3, width - right - 3)))
-    y = float(np.clip(anchor[1] * height + radius + 4, 3, max(3, height - bottom - 3)))
+    y = float(np.clip(anchor[1] * height - radius - bottom - 6, 3, max(3, height - bottom - 3)))
     draw.text((x, y), text, (255, 255, 255), font, stroke_width=1, stroke_fill=(0, 0, 0))
-    return np.asarray(image, np.float32) / 255
+    return (np.asarray(image) / 255).astype(np.float32)

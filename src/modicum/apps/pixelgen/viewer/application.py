@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qs
 
+from anyio import create_task_group
 from fastapi import Body, FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -40,12 +40,11 @@ def application(broadcast: Broadcast, guard: Guard) -> Guarded:
     @app.websocket("/views")
     async def views(socket: WebSocket) -> None:
         await socket.accept()
-        gone = asyncio.create_task(_until_gone(socket))
-        sending = asyncio.create_task(_send(socket, broadcast))
-        await asyncio.wait((gone, sending), return_when=asyncio.FIRST_COMPLETED)
-        for task in (gone, sending):
-            task.cancel()
-        await asyncio.gather(gone, sending, return_exceptions=True)
+        async with create_task_group() as tasks:
+            tasks.start_soon(_send, socket, broadcast)
+            while (await socket.receive())["type"] != "websocket.disconnect":
+                pass  # a page has nothing to say
+            tasks.cancel_scope.cancel()
 
     @app.post("/recording")
     def switch(on: Annotated[bool, Body(embed=True)]) -> dict[str, Any]:
@@ -94,9 +93,3 @@ async def _send(socket: WebSocket, broadcast: Broadcast) -> None:
     with suppress(WebSocketDisconnect):
         async for message in broadcast.messages():
             await socket.send_bytes(message)
-
-
-async def _until_gone(socket: WebSocket) -> None:
-    with suppress(WebSocketDisconnect):
-        while True:
-            await socket.receive_text()

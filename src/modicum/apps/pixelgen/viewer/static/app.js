@@ -6,8 +6,8 @@ const $ = (id) => document.getElementById(id);
 const SILENCE = 3, LEAST_SILENCE = 5000; // periods, milliseconds without a frame after which it is called stale
 const NAMES = ["raw", "generated", "overlay"];
 const urls = {};
-let layer = "generated", newest = null, arrived = 0, connected = false, theatre = null;
-const lossPlot = new Plot($("loss-plot"), 1), energyPlot = new Plot($("energy-plot"));
+let layer = "generated", newest = null, session = null, arrived = 0, connected = false, theatre = null;
+const lossPlot = new Plot($("loss-plot"), 0.25), energyPlot = new Plot($("energy-plot"), 1e-3);
 
 // --- pictures
 
@@ -32,7 +32,9 @@ function forget() {
     delete urls[name];
   }
   $("wipe").setAttribute("data-empty", "");
-  $("provenance").textContent = "";
+  for (const id of ["gauges", "counts", "compared", "sentence", "cell", "provenance"]) $(id).replaceChildren();
+  $("lost").textContent = $("energy").textContent = "–";
+  $("node").textContent = "waiting for a node";
   newest = null;
 }
 
@@ -95,9 +97,10 @@ function showLoss({ share }, counts) {
 // --- the stream
 
 function shown(known, pictures) {
-  if (known.session !== newest?.session) {
+  if (known.session !== session) {
     lossPlot.clear();
     energyPlot.clear();
+    session = known.session;
   }
   newest = known;
   arrived = performance.now();

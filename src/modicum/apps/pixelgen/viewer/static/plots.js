@@ -2,13 +2,13 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 300, HEIGHT = 64;
-const KEPT = 90;
+const KEPT = 60;
 
 export class Plot {
-  /** A line in `svg`; its top is `highest` or, if that is not given, the largest value. */
-  constructor(svg, highest) {
+  /** A line in `svg`; its top is a little above the largest value, and at least `top`. */
+  constructor(svg, top) {
     this.svg = svg;
-    this.highest = highest;
+    this.top = top;
     this.values = [];
     svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
     svg.setAttribute("preserveAspectRatio", "none");
@@ -25,7 +25,7 @@ export class Plot {
 
   add(value) {
     this.values = [...this.values, value].slice(-KEPT);
-    const top = this.highest ?? Math.max(...this.values, 1e-9) * 1.15;
+    const top = Math.max(this.top, 1.15 * Math.max(...this.values));
     const step = WIDTH / (KEPT - 1), first = WIDTH - step * (this.values.length - 1);
     const points = this.values.map((v, i) =>
       `${(first + i * step).toFixed(1)} ${(HEIGHT * (1 - Math.min(v / top, 1))).toFixed(1)}`);
