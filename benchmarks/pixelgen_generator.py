@@ -24,7 +24,7 @@ from modicum.apps.pixelgen.prompt import SensorTokens
 from modicum.evaluate import environment
 
 RESULTS = Path(__file__).parent / "results" / "pixelgen_generator.json"
-WIDTH, HEIGHT = 128, 96
+WIDTH, HEIGHT, THREADS = 128, 96, 2
 SETTINGS = [(1, 0.0), (2, 0.0), (4, 0.0), (8, 0.0), (20, 0.0), (20, 1.0)]
 
 
@@ -101,9 +101,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5, help="of the timing")
     options = parser.parse_args()
-    torch.set_num_threads(2)
     generators = {Path(name).name: Generator.load(name) for name in options.generators}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
     timed = rates(generators, options.rounds)
+    torch.set_num_threads(threads)
+    print(json.dumps(timed), flush=True)
     pictures = load_pictures(options.images)[: options.count] / 255
     found: dict[str, dict[str, Any]] = {}
     for given, (name, generator) in zip(options.generators, generators.items(), strict=True):
@@ -118,7 +121,7 @@ def main() -> None:
     print(table(found))
     print(baseline_lines(next(iter(found.values()))["rows"][0]))
     RESULTS.parent.mkdir(exist_ok=True)
-    facts = {"frame": [WIDTH, HEIGHT], "threads": 2, "generators": found, "environment": environment()}
+    facts = {"frame": [WIDTH, HEIGHT], "threads": THREADS, "generators": found, "environment": environment()}
     RESULTS.write_text(json.dumps(facts, indent=2) + "\n")
 
 
