@@ -86,7 +86,9 @@ def _last_line(method: Any) -> tuple[tuple[str, str], str]:
     from modicum.method import RuntimeMethod
 
     if issubclass(method, RuntimeMethod):
-        short = method.name.partition(".")[2]
+        family, _, short = method.name.partition(".")
+        if family == "diffusion":
+            return ("use  ", "dim"), "from Python: policy = method.fit(...), with policy.attach(model)"
         return ("use  ", "dim"), f"modicum generate nano-var --label 3 --kv {short} --out images.png"
     keeps = ", ".join(_words(kind.__name__) for kind in method.keeps)
     return ("keeps  ", "dim"), keeps or "nothing that earlier steps promised"

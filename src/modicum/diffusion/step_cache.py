@@ -9,9 +9,9 @@ same. So a method keeps parts of one pass and uses them in later ones:
     policy.tally.evaluated          # branches computed, of policy.tally.of
 
 Every generation gets a cache of its own, which ends with it, so nothing has to be reset and batches may differ in
-size. The rows with and without a label are one batch of the network, hence rows of every kept tensor: neither sees
-the other. A call of the network outside a generation computes everything. What is kept does not depend on the depth,
-so a policy fits a pruned model too; the solver dopri5, which chooses its steps itself, is refused.
+size. Pictures with and without a label are rows of one batch, hence of every kept tensor: neither sees the other. A
+call outside a generation computes everything. A policy knows no depth, so it fits a pruned model too. The solver
+dopri5, which chooses its steps itself, is refused.
 
 Legend: B rows of the network's batch, T tokens, D channels. A branch is the attention or the feed-forward layer of a
 block, before its gate.
@@ -35,6 +35,7 @@ from modicum.models.dit import Block, DiT, SamplingStep
 from modicum.models.dit.model import SAMPLERS
 from modicum.models.dit.respacing import kept_steps
 
+Sampling = Iterator[SamplingStep]
 FORMAT, VERSION = "modicum.step-cache-policy", 1
 BRANCHES = 2  # of a block
 
@@ -139,7 +140,7 @@ class StepPolicy(Policy):
         forward = _Forward(model)
         plain = model.steps
 
-        def steps(*args: Any, **kwargs: Any) -> Iterator[SamplingStep]:
+        def steps(*args: Any, **kwargs: Any) -> Sampling:
             bound = inspect.signature(plain).bind(*args, **kwargs)
             bound.apply_defaults()
             passes = _passes(model, bound.arguments)
@@ -179,9 +180,7 @@ class _Forward:
         blocks = cast("Sequence[Block]", self.model.blocks)
         return self.model.head(cache.run(blocks, self.model.embed(x), c, tally), c)
 
-    def under(
-        self, cache: StepCache, tally: Tally, sampling: Iterator[SamplingStep]
-    ) -> Iterator[SamplingStep]:
+    def under(self, cache: StepCache, tally: Tally, sampling: Sampling) -> Sampling:
         """The steps of one generation; whatever happens between two of them does not meet its cache."""
         while True:
             self.active = cache, tally
