@@ -9,6 +9,9 @@ colour picture whose structure comes from the frame and whose style comes from t
     gateway/     packets -> frame, validity mask, concealed frame
     prompt.py    readings -> tokens and a sentence
     energy.py    what a frame costs: a model, not a measurement
+    overlay/     sound, air and light drawn onto a picture
+    viewer/      all of it in a browser
+    demo/        a scene, and everything above in one command
 
 What is drawn is plausible, not true: the raw frame, its mask and its origin stay beside every picture.
 

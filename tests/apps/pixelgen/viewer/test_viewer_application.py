@@ -25,7 +25,7 @@ from modicum.errors import InvalidSetting
 Frames = Callable[..., CompletedFrame]
 HERE, THERE = "http://127.0.0.1:8005", "http://camera.example:8005"
 VIEWS, VIEWS_THERE = "ws://127.0.0.1:8005/views", "ws://camera.example:8005/views"
-TOKEN = "sécret & more"
+TOKEN = "sécret & 密; more"
 
 
 def parsed(message: bytes) -> tuple[dict[str, Any], dict[str, Image.Image]]:

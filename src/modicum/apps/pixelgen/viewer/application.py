@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote, unquote
 
 from anyio import create_task_group
 from fastapi import Body, FastAPI, HTTPException, Request, WebSocket
@@ -33,7 +33,8 @@ def application(broadcast: Broadcast, guard: Guard) -> Guarded:
     def page(request: Request) -> Response:
         if "token" in request.query_params:  # moved out of the address, which is remembered and shown
             moved = RedirectResponse("/", 303, headers={"Referrer-Policy": "no-referrer"})
-            moved.set_cookie(COOKIE, request.query_params["token"], httponly=True, samesite="strict")
+            cookie = quote(request.query_params["token"], safe="")  # a header holds no other characters
+            moved.set_cookie(COOKIE, cookie, httponly=True, samesite="strict")
             return moved
         return FileResponse(STATIC / "index.html", headers=HEADERS)
 
@@ -85,7 +86,7 @@ class Guarded:
     def _admitted(self, scope: MutableMapping[str, Any]) -> bool:
         asked = HTTPConnection(scope)
         query = parse_qs(scope["query_string"].decode("latin-1"))
-        given = query.get("token", [asked.cookies.get(COOKIE)])[0]
+        given = query.get("token", [unquote(asked.cookies.get(COOKIE, ""))])[0]
         return self.guard.admits(asked.headers.get("host", ""), asked.headers.get("origin"), given)
 
 

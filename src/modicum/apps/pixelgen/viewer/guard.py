@@ -49,7 +49,7 @@ class Guard:
             return False
         if self.token is None:
             return is_loopback(urlsplit(f"//{host}").hostname or "")
-        return hmac.compare_digest((given or "").encode("utf-8", "surrogateescape"), self.token)
+        return hmac.compare_digest((given or "").encode("utf-8", "replace"), self.token)
 
 
 def is_loopback(host: str) -> bool:

@@ -77,7 +77,7 @@ function gauge({ label, unit, value, share, word }) {
 function showCost({ nbytes, energy, cell_days, cameras }) {
   $("energy").textContent = energy ? millijoules(energy.total) : "by wire";
   $("cell").textContent = cell_days
-    ? `A coin cell lasts about ${cell_days.toFixed(0)} days at a frame every ${energy.period.toFixed(1)} s.` : "";
+    ? `A coin cell lasts about ${cell_days.toFixed(0)} days at a frame every ${energy.period.toFixed(1)} s. Bytes of the node are those received.` : "";
   const rows = [{ name: "this node", nbytes, total: energy?.total ?? 0 }, ...cameras];
   const most = Math.max(...rows.map((row) => row.total));
   $("compared").replaceChildren(...rows.map((row, i) => element("div", i ? "compared other" : "compared",
