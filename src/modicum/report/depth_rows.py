@@ -30,8 +30,8 @@ def columns(comparison: DepthComparison) -> list[Column]:
     judged = [Column("Accuracy", "judged", _accuracy), Column("Frechet", "distance", _frechet)]
     return [
         Column("Blocks", "", lambda entry, first: Value(str(entry.blocks), exact=entry.blocks)),
-        Column("Parameters", "", _parameters),
-        Column("On disk", "weights", _disk),
+        Column("Weights", "", _parameters),
+        Column("On disk", "", _disk),
         *(judged if comparison.entries[0].frechet is not None else []),
         Column("Per image", "seconds", _seconds),
         Column("Time", "of first", _time),
