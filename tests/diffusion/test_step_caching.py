@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from modicum import zoo
-from modicum.diffusion.first_block_cache import FirstBlockCache, FirstBlockState
+from modicum.diffusion.first_block_cache import FirstBlockCache
 from modicum.diffusion.fora import FORA
 from modicum.diffusion.step_cache import StepMethod, StepPolicy, Tally, policy_from_json
 from modicum.diffusion.taylorseer import TaylorSeer
@@ -194,24 +194,34 @@ def test_the_tail_of_the_last_full_step_is_added(dit: DiT) -> None:
     torch.testing.assert_close(cache.stack(blocks, later, c), blocks[0](later, c) + tail)
 
 
+class Adds(nn.Module):
+    """A block that adds one number to every token."""
+
+    def __init__(self, amount: float) -> None:
+        super().__init__()
+        self.amount = amount
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return x + self.amount
+
+
+def branches_of(tau: float, first_block: tuple[float, ...]) -> list[int]:
+    """Branches computed per pass, by a first block that adds these amounts and a second that adds 3."""
+    cache, tally, x = FirstBlockCache(tau=tau).cache(len(first_block)), Tally(), torch.zeros(1, 2, 4)
+    for amount in first_block:
+        cache.run([Adds(amount), Adds(3.0)], x, x, tally)  # type: ignore[list-item]
+    return tally.branches
+
+
 def test_the_first_block_is_compared_with_the_last_full_step_not_the_last_one() -> None:
-    """Residuals 1, 1.08, 1.16: each is within 10 % of its neighbour, the third is not within 10 % of the first."""
+    """1, 1.08, 1.16: each is within 10 % of its neighbour, the third is not within 10 % of the first."""
+    assert branches_of(0.1, (1.0, 1.08, 1.16)) == [4, 2, 4]
 
-    class Adds(nn.Module):
-        def __init__(self, amount: float) -> None:
-            super().__init__()
-            self.amount = amount
 
-        def forward(self, x: Tensor, c: Tensor) -> Tensor:
-            return x + self.amount
-
-    cache = FirstBlockState(passes=3, tau=0.1)
-    counts, x = [], torch.zeros(1, 2, 4)
-    for amount in (1.0, 1.08, 1.16):
-        cache.evaluated = 0
-        cache.stack([Adds(amount), Adds(3.0)], x, x)  # type: ignore[list-item]
-        counts.append(cache.evaluated)
-    assert counts == [4, 2, 4]
+def test_tau_0_reuses_nothing_even_where_nothing_changes() -> None:
+    assert branches_of(0.0, (1.0, 1.0, 1.0)) == [4, 4, 4]
+    assert branches_of(0.0, (0.0, 0.0, 0.0)) == [4, 4, 4]
+    assert branches_of(1e-6, (1.0, 1.0, 1.0)) == [4, 2, 2]
 
 
 def test_a_larger_tau_computes_no_more(nano: DiT) -> None:
