@@ -47,6 +47,7 @@ def test_report_shows_what_pruning_left(terminal: Any, judged: Path, tmp_path: P
         0,
         3,
     ]  # one of each half: the first pair's first, the last's last
+    assert found["sampling"] == {"cfg": 1.5, "sampler": "ddpm", "steps": 2}
     assert found["labels"] == [0, 2, 5, 7]  # spread over the classes
     assert page.count("data:image/png") == 3
 

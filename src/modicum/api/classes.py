@@ -15,8 +15,10 @@ from modicum.api.loading import load
 from modicum.errors import InvalidSetting, UnsupportedModel
 from modicum.evaluate.denoising import ClassRequest
 from modicum.models.dit import DiT
+from modicum.models.dit.model import SAMPLERS
 from modicum.models.dit.vae import load_vae
 
+CFG, STEPS = 1.5, 250  # as published
 EQUAL_STEPS = "heun"  # solver of "ode" when the steps are counted; by default it chooses them itself
 
 
@@ -87,6 +89,12 @@ def request(
             raise InvalidSetting(f"There is no class {label}.", f"Labels go from 0 to {classes - 1}.")
     seeds = seeds_from(seed, count or max(len(labels), 1))
     chosen = tuple(islice(cycle(labels or random_labels(classes, seeds)), len(seeds)))
-    if sampling.get("sampler") == "ode" and "steps" in sampling:
-        sampling["solver"] = EQUAL_STEPS
-    return ClassRequest(chosen, seeds, sampling, at_once)
+    return ClassRequest(chosen, seeds, _complete(model, sampling), at_once)
+
+
+def _complete(model: DiT, sampling: dict[str, Any]) -> dict[str, Any]:
+    """Sampling settings with the defaults of the model, so that what is reported says how it was drawn."""
+    found = {"cfg": CFG, "sampler": SAMPLERS[model.config.kind][0], **sampling}
+    if found["sampler"] == "ode":
+        return {**found, "solver": EQUAL_STEPS} if "steps" in sampling else found
+    return {"steps": STEPS, **found}
