@@ -34,17 +34,19 @@ def facts(painted: Painted, name: str, energy: EnergyModel) -> dict[str, Any]:
         "statistics": asdict(frame.statistics),
         "cost": _cost(frame.nbytes, frame.energy, energy),
         "painting": {"seconds": painted.seconds, "generator": name},
-        "provenance": provenance(name),
+        "provenance": provenance(name, painted.direction is not None),
     }
 
 
-def provenance(name: str) -> dict[str, str]:
-    """Where each of the three pictures comes from, in a sentence each."""
+def provenance(name: str, directed: bool) -> dict[str, str]:
+    """Where each of the three pictures comes from, in a few sentences each."""
+    place = "four simulated microphones beside this viewer" if directed else "nobody: the place is fixed"
     return {
         "raw": "Measured. Teal where packets were lost.",
         "generated": f"Generated colour, by {name}: plausible, not measured. Brightness is measured, developed to "
         "the eye's curve, and generated only where packets were lost.",
-        "overlay": "Generated colour, tinted by the readings; the sound is drawn from its measurements.",
+        "overlay": "Generated colour, tinted by the readings. Level and tone of the sound are measured by the "
+        f"node; where it comes from is told by {place}.",
     }
 
 

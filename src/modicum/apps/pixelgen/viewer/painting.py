@@ -63,7 +63,7 @@ class Painter:
         generator: of colours.
         name: what the generator is called.
         anchor: where the sound of a single microphone is drawn, (right, down) in 0..1.
-        hear: four microphones at this machine, if there are any.
+        hear: four simulated microphones at this machine, if there are any.
         seed: of every picture; the same for all, so that a scene at rest keeps its colours.
     """
 
