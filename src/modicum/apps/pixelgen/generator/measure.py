@@ -92,3 +92,18 @@ def frames_per_second(paint: Callable[[], Any], seconds: float = 3.0) -> float:
         paint()
         took.append(time.perf_counter() - began)
     return 1 / min(took)
+
+
+def processor_seconds(paint: Callable[[], Any], times: int = 5) -> float:
+    """What one run of `paint` costs on one thread: the least of several; neighbours on the machine do not count."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        took: list[float] = []
+        for _ in range(times):
+            began = time.process_time()
+            paint()
+            took.append(time.process_time() - began)
+        return min(took)
+    finally:
+        torch.set_num_threads(threads)
