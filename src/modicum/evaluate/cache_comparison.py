@@ -5,23 +5,15 @@ Like a Comparison it is data: saved as JSON, read back, shown as a table or as a
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field
 
-from modicum.errors import UnusableData
+from modicum.evaluate.saved import Record, SavedRecord
 from modicum.evaluate.speed import Spread
 
-FORMAT = 1
 
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class CacheEntry(_Record):
+class CacheEntry(Record):
     """One policy at one budget.
 
     Attributes:
@@ -43,7 +35,7 @@ class CacheEntry(_Record):
 
     policy: str
     budget: str | None = None
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default={})
     tokens: tuple[tuple[int, ...], ...] | None = None
     drafters: tuple[tuple[int, int], ...] = ()
     psnr: float | None = None
@@ -67,7 +59,7 @@ class CacheEntry(_Record):
         return max(self.carried, default=0)
 
 
-class CacheComparison(_Record):
+class CacheComparison(SavedRecord):
     """The same images under several policies.
 
     Attributes:
@@ -87,6 +79,9 @@ class CacheComparison(_Record):
         environment: the machine and the versions.
     """
 
+    kind: ClassVar[str] = "a comparison of cache policies"
+    file: ClassVar[str] = "comparison.json"
+
     format: Literal[1] = 1
     name: str
     sizes: tuple[tuple[int, int], ...]
@@ -95,34 +90,9 @@ class CacheComparison(_Record):
     at_once: int
     seeds: tuple[int, ...]
     captions: tuple[str, ...] = ()
-    sampling: dict[str, Any] = {}
+    sampling: dict[str, Any] = Field(default={})
     rounds: int
     feature_space: str | None = None
     selectivity: tuple[tuple[float, ...], ...] | None = None
     command: str | None = None
-    environment: dict[str, Any] = {}
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the comparison as JSON, to a temporary name first."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-        return path
-
-    @classmethod
-    def load(cls, path: str | Path) -> CacheComparison:
-        """Reads a saved comparison.
-
-        Raises:
-            UnusableData: the file is missing, is no comparison, or is of a format that this version does not know.
-        """
-        try:
-            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UnusableData(f"Cannot read {str(path)!r}: {error.strerror}.", "Check the path.") from error
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise UnusableData(
-                f"{str(path)!r} is not a comparison of cache policies of format {FORMAT}.",
-                "Give the comparison.json of this or an older version of modicum.",
-            ) from error
+    environment: dict[str, Any] = Field(default={})

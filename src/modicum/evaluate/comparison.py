@@ -6,26 +6,17 @@ What was not measured is None, and stays visibly None everywhere; nothing is fil
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field
 
-from modicum.errors import UnusableData
 from modicum.evaluate.agreement import Agreement
 from modicum.evaluate.protocol import Protocol
+from modicum.evaluate.saved import Record, SavedRecord
 from modicum.evaluate.speed import Spread
 
-FORMAT = 1
 
-
-class _Record(BaseModel):
-    # Infinity and NaN are written as strings, which JSON has no numbers for, and are read back.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class Measurements(_Record):
+class Measurements(Record):
     """What was measured of one model; None means not measured.
 
     Attributes:
@@ -45,7 +36,7 @@ class Measurements(_Record):
     decode: Spread | None = None
 
 
-class LayerRecord(_Record):
+class LayerRecord(Record):
     """What became of one layer.
 
     Attributes:
@@ -70,7 +61,7 @@ class LayerRecord(_Record):
     dense_nbytes: int | None = None
 
 
-class Sample(_Record):
+class Sample(Record):
     """One prompt and how each model continued it, greedily."""
 
     prompt: str
@@ -78,7 +69,7 @@ class Sample(_Record):
     after: str
 
 
-class Comparison(_Record):
+class Comparison(SavedRecord):
     """Before and after on the same inputs.
 
     Attributes:
@@ -100,6 +91,8 @@ class Comparison(_Record):
         environment: the machine and the versions.
     """
 
+    kind: ClassVar[str] = "a comparison"
+
     format: Literal[1] = 1
     name: str = "model"
     before: Measurements = Measurements()
@@ -115,35 +108,4 @@ class Comparison(_Record):
     seed: int = 0
     data: str = ""
     tokens: int = 0
-    environment: dict[str, Any] = {}
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the comparison as JSON, to a temporary name first."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-        return path
-
-    @classmethod
-    def load(cls, path: str | Path) -> Comparison:
-        """Reads a saved comparison.
-
-        Raises:
-            UnusableData: the file is missing, is no comparison, or is of a format that this version does not
-                know.
-        """
-        try:
-            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UnusableData(f"Cannot read {str(path)!r}: {error.strerror}.", "Check the path.") from error
-        except (ValidationError, UnicodeDecodeError) as error:
-            where = (
-                f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
-                if isinstance(error, ValidationError)
-                else ""
-            )
-            raise UnusableData(
-                f"{str(path)!r} is not a comparison of format {FORMAT}. {where}".rstrip(),
-                "Give the report.json of this or an older version of modicum.",
-            ) from error
+    environment: dict[str, Any] = Field(default={})

@@ -5,23 +5,15 @@ Like a Comparison it is data: saved as JSON, read back, shown as a page. What wa
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field
 
-from modicum.errors import UnusableData
+from modicum.evaluate.saved import Record, SavedRecord
 from modicum.evaluate.speed import Spread
 
-FORMAT = 1
 
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Decision(_Record):
+class Decision(Record):
     """Which blocks a method kept.
 
     Attributes:
@@ -39,7 +31,7 @@ class Decision(_Record):
     confidence: tuple[float, ...] = ()
 
 
-class DepthEntry(_Record):
+class DepthEntry(Record):
     """One model.
 
     Attributes:
@@ -58,14 +50,14 @@ class DepthEntry(_Record):
     blocks: int
     parameters: int
     disk_bytes: int
-    training_losses: dict[str, float] = {}
+    training_losses: dict[str, float] = Field(default={})
     accuracy: float | None = None
     frechet: float | None = None
     seconds: Spread
     seconds_ratio: Spread
 
 
-class DepthComparison(_Record):
+class DepthComparison(SavedRecord):
     """The same pictures, from equal noise, by an original and by what was made of it.
 
     Attributes:
@@ -80,37 +72,14 @@ class DepthComparison(_Record):
         environment: the machine and the versions.
     """
 
+    kind: ClassVar[str] = "a comparison of depths"
+
     format: Literal[1] = 1
     entries: tuple[DepthEntry, ...]
     decisions: tuple[Decision, ...] = ()
     labels: tuple[int, ...]
     seeds: tuple[int, ...]
     at_once: int
-    sampling: dict[str, Any] = {}
+    sampling: dict[str, Any] = Field(default={})
     command: str | None = None
-    environment: dict[str, Any] = {}
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the comparison as JSON, to a temporary name first."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-        return path
-
-    @classmethod
-    def load(cls, path: str | Path) -> DepthComparison:
-        """Reads a saved comparison.
-
-        Raises:
-            UnusableData: the file is missing, is no comparison, or is of a format that this version does not know.
-        """
-        try:
-            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UnusableData(f"Cannot read {str(path)!r}: {error.strerror}.", "Check the path.") from error
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise UnusableData(
-                f"{str(path)!r} is not a comparison of depths of format {FORMAT}.",
-                "Give the report.json of this or an older version of modicum.",
-            ) from error
+    environment: dict[str, Any] = Field(default={})
