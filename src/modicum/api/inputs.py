@@ -15,7 +15,7 @@ from modicum.errors import InvalidSetting, UnknownName, UnusableData
 from modicum.evaluate.drawing import Request
 from modicum.models.infinity import Infinity, Resolution, TextFeatures
 from modicum.models.next_scale import NextScaleModel, Schedule
-from modicum.models.next_scale.files import read_tensors
+from modicum.models.state_files import read_tensors
 from modicum.models.var import VAR
 
 NEGATIVE = "negative"  # name of the tensor of a features file that is to be led away from

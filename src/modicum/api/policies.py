@@ -19,7 +19,7 @@ from modicum.evaluate.inference import device_of
 from modicum.method import Context, build, registry
 from modicum.models import Anatomy
 from modicum.models.next_scale import NextScaleModel
-from modicum.models.next_scale.files import read_json
+from modicum.models.state_files import read_json
 from modicum.models.var import VAR
 
 FAMILY = "cache."

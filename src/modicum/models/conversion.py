@@ -20,7 +20,7 @@ from modicum.models import infinity, var
 from modicum.models.image_models import Kind
 from modicum.models.infinity import files as infinity_files
 from modicum.models.next_scale import NextScaleModel
-from modicum.models.next_scale.files import read_tensors
+from modicum.models.state_files import read_tensors
 from modicum.models.var import files as var_files
 
 NESTED = (("trainer", "gpt_fsdp"), ("vae",))  # where training checkpoints and tokenizers keep their tensors

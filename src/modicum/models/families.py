@@ -83,7 +83,7 @@ class Family:
         skip: path of a parameter or module of a block that must stay as it is -> why.
         renames: (regular expression on the model's name, replacement) pairs that give older names on disk.
         tuple_output: length of the tuple a block returns, hidden states first; 0 if it returns only them.
-        depth: what the config calls the number of blocks.
+        depth: what the config calls the number of blocks; one name per list where every list has its own.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Family:
     skip: Mapping[str, str] = field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
     tuple_output: int = 0
-    depth: str = "num_hidden_layers"
+    depth: str | tuple[str, ...] = "num_hidden_layers"
 
 
 _FAMILIES: dict[str, Family] = {}

@@ -1,10 +1,10 @@
-"""Table entries of the image models that modicum itself defines: DiT and SiT, VAR, Infinity.
+"""Table entries of the image models that modicum itself defines: DiT and SiT, MAR, VAR, Infinity.
 
 The blocks of a next-scale model lie in its transformer; the transformer alone is described too."""
 
 from __future__ import annotations
 
-from modicum.models.families import Family, register
+from modicum.models.families import Family, Fold, register
 
 _TABLE = "a table of scales and shifts, which are added and not multiplied"
 _TEMPERATURE = "one temperature per head"
@@ -24,6 +24,18 @@ register(
         attention="attn",
         mlp="mlp",
         depth="depth",
+    )
+)
+register(
+    Family(
+        name="mar",
+        model_types=("mar",),
+        blocks=("encoder_blocks", "decoder_blocks"),
+        roles={"attn.qkv": "qkv", "attn.proj": "o", "mlp.fc1": "fc1", "mlp.fc2": "fc2"},
+        attention="attn",
+        mlp="mlp",
+        folds=(Fold("norm1", ("attn.qkv",), "attn"), Fold("norm2", ("mlp.fc1",), "mlp")),
+        depth=("encoder_depth", "decoder_depth"),
     )
 )
 register(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.models.next_scale import NextScaleModel
-from modicum.models.next_scale.files import read_json
+from modicum.models.state_files import read_json
 
 Kind = Literal["var", "infinity"]
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modicum.errors import CheckpointError, InvalidSetting, OutputExists, UnknownName
-from modicum.models.next_scale.files import read_tensors
+from modicum.models.state_files import read_tensors
 from modicum.models.var import VAR, VARConfig, convert, load_var
 from modicum.models.var.files import save
 

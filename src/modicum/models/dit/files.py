@@ -23,7 +23,7 @@ from torch import Tensor
 from modicum.models.dit import diffusers_layout
 from modicum.models.dit.config import DiTConfig
 from modicum.models.dit.model import DiT
-from modicum.models.next_scale.files import fill, read_json, read_tensors, stored, write_directory
+from modicum.models.state_files import fill, read_json, read_tensors, stored, write_directory
 
 CONFIG, MODEL = "config.json", "model.safetensors"
 POSITIONS = "pos_embed"

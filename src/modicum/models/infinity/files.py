@@ -28,7 +28,7 @@ from modicum.models.infinity.model import Infinity
 from modicum.models.infinity.text import TextEncoder
 from modicum.models.infinity.transformer import untrained_text
 from modicum.models.next_scale import SelfAttention
-from modicum.models.next_scale.files import fill, read_json, read_tensors, stored, write_directory
+from modicum.models.state_files import fill, read_json, read_tensors, stored, write_directory
 
 CONFIG, MODEL, VAE, TEXT = "config.json", "model.safetensors", "vae.safetensors", "text_encoder"
 _ZERO = "zero_k_bias"

@@ -3,7 +3,6 @@
 class | tokens so far --transformer--> a vector per missing token --token network, 100 steps--> its numbers
 """
 
-from modicum.models.families import Family, Fold, register
 from modicum.models.mar.config import PRESETS, MARConfig
 from modicum.models.mar.files import convert, load_mar, save
 from modicum.models.mar.model import MAR
@@ -21,15 +20,3 @@ __all__ = [
     "masked_loss",
     "save",
 ]
-
-register(
-    Family(
-        name="mar",
-        model_types=(MARConfig.model_type,),
-        blocks=("encoder_blocks", "decoder_blocks"),
-        roles={"attn.qkv": "qkv", "attn.proj": "o", "mlp.fc1": "fc1", "mlp.fc2": "fc2"},
-        attention="attn",
-        mlp="mlp",
-        folds=(Fold("norm1", ("attn.qkv",), "attn"), Fold("norm2", ("mlp.fc1",), "mlp")),
-    )
-)

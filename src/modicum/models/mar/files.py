@@ -16,7 +16,7 @@ import torch
 from modicum.models.dit.files import read_original
 from modicum.models.mar.config import MARConfig
 from modicum.models.mar.model import MAR
-from modicum.models.next_scale.files import fill, read_json, read_tensors, stored, write_directory
+from modicum.models.state_files import fill, read_json, read_tensors, stored, write_directory
 
 CONFIG, MODEL = "config.json", "model.safetensors"
 

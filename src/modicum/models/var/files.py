@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from modicum.models.next_scale import SelfAttention
-from modicum.models.next_scale.files import fill, read_json, read_tensors, stored, write_directory
+from modicum.models.state_files import fill, read_json, read_tensors, stored, write_directory
 from modicum.models.var.config import VARConfig
 from modicum.models.var.model import VAR
 from modicum.models.var.transformer import derived_buffers

@@ -19,7 +19,7 @@ from torch import Tensor
 from modicum.apps.pixelgen.generator.model import Generator
 from modicum.apps.pixelgen.generator.network import GeneratorConfig, PixelNetwork
 from modicum.errors import CheckpointError, UnknownName
-from modicum.models.next_scale.files import fill, read_json, read_tensors, stored, write_directory
+from modicum.models.state_files import fill, read_json, read_tensors, stored, write_directory
 from modicum.weights.base import WeightForm, from_spec
 
 CONFIG, MODEL = "config.json", "model.safetensors"

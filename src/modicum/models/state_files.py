@@ -1,4 +1,4 @@
-"""Checkpoints of next-scale models: state dicts in, a directory out, and every disagreement named.
+"""Checkpoints of the image models that modicum defines: state dicts in, a directory out, disagreements named.
 
 Originals are state dicts, pickled (opened without running code) or safetensors, in one file or in shards with an
 index, sometimes deep inside a training checkpoint. They are converted once to a directory of safetensors with a
