@@ -14,11 +14,12 @@ from modicum.calibrate.statistics import Statistics
 from modicum.errors import InvalidSetting
 from modicum.kernels.selection import prune_lowest, prune_lowest_global, semi_structured
 from modicum.method import LayerMethod, Target
+from modicum.prune.apt import APT
 from modicum.prune.magnitude import Magnitude
 from modicum.prune.sparsegpt import SparseGPT
 from modicum.prune.wanda import Wanda
 
-METHODS = [Magnitude, Wanda, SparseGPT]
+METHODS = [Magnitude, Wanda, SparseGPT, APT]
 PATTERNS = [(2, 4), (1, 4), (4, 8)]
 SIZES = st.tuples(st.integers(1, 24), st.integers(1, 70), st.integers(0, 10_000))
 SPARSITY = st.floats(0, 0.99)

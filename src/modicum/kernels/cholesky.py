@@ -36,7 +36,7 @@ def inverse_cholesky(gram: Tensor, damp: float) -> tuple[Tensor, Tensor, float]:
     gram = gram.float().contiguous()
     diagonal = gram.diagonal()
     dead = diagonal == 0
-    mean = torch.where(dead.all(), 1.0, diagonal.sum() / (~dead).sum().clamp(min=1))
+    mean = _mean_diagonal(gram, dead)
     gram /= mean  # the mean diagonal is 1, so damping and dead inputs do not depend on the scale
     diagonal.masked_fill_(dead, 1.0)
     _turn_around(gram)
@@ -46,6 +46,24 @@ def inverse_cholesky(gram: Tensor, damp: float) -> tuple[Tensor, Tensor, float]:
         if factor is not None:
             return factor.div_(mean.to(dtype).sqrt()).float(), dead, used
     raise NotPositiveDefinite(f"no Cholesky factor with damping up to {max(damp, 0.1)}")
+
+
+def damped(gram: Tensor, dead: Tensor, damp: float) -> Tensor:
+    """The H whose inverse `inverse_cholesky` factors, in the memory of `gram`.
+
+    Args:
+        gram: as it was given to `inverse_cholesky`, [in, in].
+        dead: as it was returned, bool [in].
+        damp: as it was returned.
+    """
+    mean = _mean_diagonal(gram, dead)
+    gram.diagonal().masked_fill_(dead, float(mean)).add_(damp * mean)
+    return gram
+
+
+def _mean_diagonal(gram: Tensor, dead: Tensor) -> Tensor:
+    """Mean over the inputs that fired; 1 if none did."""
+    return torch.where(dead.all(), 1.0, gram.diagonal().sum() / (~dead).sum().clamp(min=1))
 
 
 def _turn_around(matrix: Tensor) -> None:

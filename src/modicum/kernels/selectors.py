@@ -2,14 +2,18 @@
 
 A selector is asked when the sweep reaches the first column of a span, so it judges weights that already
 carry the corrections of everything before them. Scores are w^2 / U_cc^2, the output error of removing one
-weight and correcting the later ones for it (SparseGPT, arXiv 2301.00774).
+weight and correcting the later ones for it (SparseGPT, arXiv 2301.00774), or, where a group is small, the error of
+removing a whole set at once (APT, arXiv 2410.15567).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import combinations
+from math import comb
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from modicum.errors import InvalidSetting
@@ -67,6 +71,81 @@ class SemiStructured:
     def choose(self, columns: Tensor, diagonal: Tensor, start: int) -> Tensor:
         """The m - n_kept lowest scores of every row."""
         return prune_lowest(_scores(columns, diagonal).T, self.m - self.n_kept).T
+
+
+CANDIDATES = 1000
+"""Sets per group that are compared one by one; above, weights are judged alone."""
+
+
+@dataclass(eq=False)
+class JointSemiStructured:
+    """In every aligned group of `m` columns remove the m - n_kept weights of a row whose joint removal costs least.
+
+    The error of removing the set p of a group and correcting all later columns is w_p [(H^-1)_pp]^-1 w_p^T / 2, H being
+    the Gram matrix of the columns from the group on. It depends on the row through w alone, so that the inverses of all
+    C(m, n_kept) sets are taken once per group. Of equal sets the first in lexicographic order is removed. Above
+    `CANDIDATES` sets, weights are judged alone.
+
+    Args:
+        n_kept: weights that stay in a group.
+        m: columns of a group.
+        factor: U of `inverse_cholesky`, [in, in].
+    """
+
+    n_kept: int
+    m: int
+    factor: Tensor
+    sets: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        chosen = list(combinations(range(self.m), self.m - self.n_kept)) if self.joint else []
+        self.sets = torch.tensor(chosen, dtype=torch.long, device=self.factor.device)  # [C, k]
+
+    @property
+    def joint(self) -> bool:
+        """Whether sets are few enough to be compared."""
+        return comb(self.m, self.n_kept) <= CANDIDATES
+
+    def span(self, in_features: int) -> int:
+        """One group.
+
+        Raises:
+            InvalidSetting: the row does not consist of whole groups.
+        """
+        return SemiStructured(self.n_kept, self.m).span(in_features)
+
+    def choose(self, columns: Tensor, diagonal: Tensor, start: int) -> Tensor:
+        """The cheapest set of every row."""
+        if not self.joint:
+            return SemiStructured(self.n_kept, self.m).choose(columns, diagonal, start)
+        best = self._losses(columns, start).argmin(0)  # [out]
+        pruned = torch.zeros_like(columns, dtype=torch.bool)
+        return pruned.scatter_(0, self.sets[best].T, True)
+
+    def _losses(self, columns: Tensor, start: int) -> Tensor:
+        """w_p [(H^-1)_pp]^-1 w_p^T of every set and row, `[C, out]`."""
+        group = self.factor[start : start + self.m, start : start + self.m]
+        inverse = (group.T @ group).double()  # (H^-1) of the group and all that follows
+        blocks = inverse[self.sets[:, :, None], self.sets[:, None]]  # [C, k, k]
+        weights = columns[self.sets]  # [C, k, out]
+        return (torch.linalg.inv(blocks).to(weights.dtype) @ weights).mul_(weights).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Keeping:
+    """Chooses like `own`, but what an earlier step set to zero goes first and always."""
+
+    own: Selector
+    zeros: Tensor  # bool [out, in]
+
+    def span(self, in_features: int) -> int:
+        """That of `own`."""
+        return self.own.span(in_features)
+
+    def choose(self, columns: Tensor, diagonal: Tensor, start: int) -> Tensor:
+        """What `own` chooses when zeros weigh nothing, and all zeros."""
+        gone = self.zeros[:, start : start + columns.shape[0]].T  # [cols, out]
+        return self.own.choose(columns.masked_fill(gone, 0), diagonal, start) | gone
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from modicum.calibrate.statistics import Statistics
-from modicum.kernels.compensation import (
-    Selector,
-    SemiStructured,
-    Swept,
-    Unstructured,
-    inverse_cholesky,
-    solver_bytes,
-    sweep,
-)
+from modicum.kernels.compensation import Swept, inverse_cholesky, solver_bytes, sweep
+from modicum.kernels.selectors import Keeping, Selector, SemiStructured, Unstructured
 from modicum.method import LayerMethod, Paper, Target
 from modicum.prune.pattern import Pattern, expected_form, masked_form, workspace
 from modicum.weights.base import WeightForm
@@ -79,19 +71,4 @@ class SparseGPT(LayerMethod):
             if self.pattern
             else Unstructured(self.sparsity, self.block_size)
         )
-        return own if zeros is None else _Keeping(own, zeros)
-
-
-@dataclass(frozen=True, eq=False)
-class _Keeping:
-    """Chooses like `own`, but what an earlier step set to zero goes first and always."""
-
-    own: Selector
-    zeros: Tensor  # bool [out, in]
-
-    def span(self, in_features: int) -> int:
-        return self.own.span(in_features)
-
-    def choose(self, columns: Tensor, diagonal: Tensor, start: int) -> Tensor:
-        gone = self.zeros[:, start : start + columns.shape[0]].T  # [cols, out]
-        return self.own.choose(columns.masked_fill(gone, 0), diagonal, start) | gone
+        return own if zeros is None else Keeping(own, zeros)

@@ -1,0 +1,94 @@
+"""APT: choose zeros as one removes them, and give every row the best weights that are left for its whole set of zeros.
+
+SparseGPT removes many weights with a formula derived for removing one, and corrects only the columns that come later.
+APT solves the removal of the set p at once, with the error L(p) that this leaves:
+
+    w <- w - w_p [(H^-1)_pp]^-1 (H^-1)_p,:        L(p) = w_p [(H^-1)_pp]^-1 w_p^T / 2
+
+Without a pattern the mask is chosen by single removals while the sweep goes on (SM in the paper); with N:M every
+group takes the set of least L(p) (MM). Nearly all that there is to gain lies in the final update, in which the weights
+on both sides of a zero move: it is solved for whole rows (`modicum.kernels.refit`) once the mask stands.
+
+Zhao et al., Pruning Foundation Models for High Accuracy without Retraining, Findings of EMNLP 2024, arXiv 2410.15567.
+Departures: the update is the paper's, found by conjugate gradients instead of an inverse per row; N:M groups are
+chosen on weights that already make up for the groups before them.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from modicum.calibrate.statistics import Statistics
+from modicum.kernels.cholesky import damped, inverse_cholesky
+from modicum.kernels.compensation import solver_bytes, sweep
+from modicum.kernels.refit import refit, refit_bytes
+from modicum.kernels.selectors import JointSemiStructured, Keeping, Selector, Unstructured
+from modicum.method import LayerMethod, Paper, Target
+from modicum.prune.pattern import Pattern, expected_form, masked_form, workspace
+from modicum.weights.base import WeightForm
+from modicum.weights.properties import NMPattern, Property, ZeroMask
+
+
+class APT(LayerMethod):
+    """Prune like SparseGPT, then give every row the best weights for its whole set of zeros.
+
+    H = X^T X + damp mean(diag) I. Mask: the smallest w^2 / (H^-1)_jj of each block of columns, or with N:M the set p of
+    least w_p [(H^-1)_pp]^-1 w_p^T in each group. Then W' = argmin tr((W' - W) H (W' - W)^T) under that mask.
+    """
+
+    paper: ClassVar[Paper] = Paper(
+        "Pruning Foundation Models for High Accuracy without Retraining", "EMNLP Findings 2024", "2410.15567"
+    )
+    keeps = (ZeroMask, NMPattern)
+
+    sparsity: float = Field(0.5, ge=0, lt=1, description="fraction of the weights that become zero")
+    pattern: Pattern = Field(
+        None, description="N:M pattern such as 2:4, N of M weights stay; replaces sparsity"
+    )
+    damp: float = Field(0.01, gt=0, le=1, description="fraction of the mean diagonal added to the Hessian")
+    block_size: int = Field(128, ge=1, description="columns whose mask is chosen together")
+    tolerance: float = Field(
+        0.01, ge=0, lt=1, description="the update stops when a step gains less than this share of all steps"
+    )
+    steps: int = Field(50, ge=1, description="steps of the update at most")
+
+    def gives(self) -> tuple[Property, ...]:
+        return self.pattern.gives() if self.pattern else (ZeroMask(),)
+
+    def statistics(self) -> frozenset[str]:
+        return frozenset({"gram"})
+
+    def expected_form(self, weight: Tensor) -> WeightForm:
+        rows, columns = weight.shape
+        widths = [min(self.block_size, columns - start) for start in range(0, columns, self.block_size)]
+        return expected_form(weight, sum(int(self.sparsity * rows * width) for width in widths), self.pattern)
+
+    def workspace(self, weight: Tensor) -> int:
+        swept = 4 * weight.numel() + weight.numel()  # result and mask of the sweep
+        stored = swept + weight.nbytes + workspace(weight, self.pattern)
+        return max(solver_bytes(*weight.shape), swept + refit_bytes(*weight.shape), stored)
+
+    def compress(self, target: Target, statistics: Statistics) -> WeightForm:
+        if self.pattern:
+            self.pattern.check(target.name, target.weight.shape[1])
+        factor, dead, damp = inverse_cholesky(statistics.gram, self.damp)  # U [in, in]
+        weight = target.weight.masked_fill(dead, 0) if bool(dead.any()) else target.weight
+        swept = sweep(
+            weight, factor, selector=self._selector(factor, target.zeros), block_size=self.block_size
+        )
+        del factor
+        assert swept.mask is not None
+        gram = damped(statistics.gram, dead, damp)
+        best = refit(weight, swept.weight, swept.mask, gram, tolerance=self.tolerance, steps=self.steps)
+        return masked_form(target, swept.mask, self.pattern, best)
+
+    def _selector(self, factor: Tensor, zeros: Tensor | None) -> Selector:
+        own: Selector = (
+            JointSemiStructured(self.pattern.n, self.pattern.m, factor)
+            if self.pattern
+            else Unstructured(self.sparsity, self.block_size)
+        )
+        return own if zeros is None else Keeping(own, zeros)
