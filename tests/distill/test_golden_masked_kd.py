@@ -62,6 +62,7 @@ def check_terms(
     half = len(states) // 2
     apart = how.representation(states[:half], states[half:])
     taught, own = objective.divergence(output, told, question), objective.loss(output, question)
+    assert how.beta is not None
     total = how.total(taught, own, apart, how.beta)
     losses = objective.diffusion(output.device).losses_of(
         output, question["x0"], question["x"], question["t"], question["noise"]

@@ -111,14 +111,14 @@ class TestSchedule:
     @given(st.integers(2, 30), st.integers(1, 5))
     def test_beta_falls_to_zero_in_the_last_epoch(self, epochs: int, per_epoch: int) -> None:
         method, steps = MaskedKD(epochs=epochs), epochs * per_epoch
-        betas = [method.beta_at(step, steps) for step in range(steps)]
+        betas = [method.share_at(step, steps) for step in range(steps)]
         assert betas == sorted(betas, reverse=True)
-        assert betas[0] == method.beta
+        assert betas[0] == 1
         assert betas[-per_epoch:] == pytest.approx([0.0] * per_epoch, abs=1e-15)
         assert len(set(betas)) == epochs
 
     def test_one_epoch_keeps_it(self) -> None:
-        assert MaskedKD(epochs=1).beta_at(9, 10) == MaskedKD().beta
+        assert MaskedKD(epochs=1).share_at(9, 10) == 1
 
 
 class TestPairs:
@@ -126,16 +126,16 @@ class TestPairs:
         notes = {
             "diffusion.tinyfusion": {"kept_blocks": [1, 2, 3], "of_blocks": 6, "groups": [[2, 3], [1, 3]]}
         }
-        assert list(pairs_of(3, 6, notes)) == [(1, 2), (2, 5)]
+        assert list(pairs_of([3], [6], notes)) == [(1, 2), (2, 5)]
 
     def test_of_a_pruning_without_groups(self) -> None:
-        assert list(pairs_of(3, 6, {"prune.shortgpt": {"kept_blocks": [0, 1, 4], "of_blocks": 6}})) == [
+        assert list(pairs_of([3], [6], {"prune.shortgpt": {"kept_blocks": [0, 1, 4], "of_blocks": 6}})) == [
             (0, 0), (1, 3), (2, 5),
         ]  # fmt: skip
 
     def test_of_stacks_of_which_nothing_is_known(self) -> None:
-        assert list(pairs_of(14, 28, {})) == [(i, 2 * i + 1) for i in range(14)]
-        assert list(pairs_of(7, 14, {"m": {"kept_blocks": [0], "of_blocks": 14}})) == [
+        assert list(pairs_of([14], [28], {})) == [(i, 2 * i + 1) for i in range(14)]
+        assert list(pairs_of([7], [14], {"m": {"kept_blocks": [0], "of_blocks": 14}})) == [
             (i, 2 * i + 1) for i in range(7)
         ]
 

@@ -59,7 +59,7 @@ class TinyFusion(ModelMethod):
     )
 
     groups: GroupSetting = Field(
-        "1:2", description="N:M for the whole stack, or one [N, M] per group: N of M blocks stay"
+        "1:2", description="N:M for all blocks, or one [N, M] per group: N of M blocks stay"
     )
     update: Literal["lora", "full", "frozen"] = Field(
         "lora", description="which weights move while the mask is learned"
@@ -92,11 +92,11 @@ class TinyFusion(ModelMethod):
         """The model without the blocks that the learned mask switches off; its weights are the original ones.
 
         Raises:
-            InvalidSetting: the groups do not add up to the depth.
+            InvalidSetting: the groups do not add up to the depth, or reach from one stack into another.
             UnusableData: the context holds no training data.
             NotFinite: ten steps in a row had no finite loss.
         """
-        gates = Gates(as_groups(self.groups, len(anatomy.blocks))).to(context.device)
+        gates = Gates(as_groups(self.groups, *anatomy.stacks)).to(context.device)
         seed = int(torch.randint(2**31, (1,), generator=context.generator))
         with (
             self._updating(anatomy.model, seed) as weights,
@@ -105,9 +105,9 @@ class TinyFusion(ModelMethod):
             groups = [Group(list(gates.parameters()), self.gate_lr), Group(weights, self.lr)]
             trainer = self._trainer(network, groups, context, seed)
             done = trainer.run()
-            assert trainer.average is not None
-            with trainer.average.in_place():
-                kept, confidence = gates.kept(), gates.confidence()
+            gates.scaling = self.scaling[1]  # a search that had finished before sets it nowhere else
+            with trainer.averaged():
+                kept, confidence = gates.kept(), gates.confidence().tolist()
         context.notes[self.name] = {
             "kept_blocks": kept,
             "of_blocks": len(anatomy.blocks),
@@ -115,6 +115,7 @@ class TinyFusion(ModelMethod):
             "confidence": [round(value, 6) for value in confidence],
             "loss": done.loss,
             "skipped_steps": done.skipped,
+            "history": trainer.history.notes(),
         }
         return keep_blocks(anatomy, kept)
 
@@ -136,6 +137,7 @@ class TinyFusion(ModelMethod):
             },
             context.device,
             report=context.progress,
+            watch=lambda: watched(network.gates),
         )
 
     def _schedule(self, seed: int) -> Settings:
@@ -179,6 +181,11 @@ class TinyFusion(ModelMethod):
 def linear(ends: tuple[float, float], progress: float) -> float:
     """A value that goes from one end to the other."""
     return ends[0] + (ends[1] - ends[0]) * progress
+
+
+def watched(gates: Gates) -> dict[str, Tensor]:
+    """What the history of a search shows of its logits."""
+    return {"kept_probability": gates.kept_probability(), "confidence": gates.confidence()}
 
 
 @contextmanager

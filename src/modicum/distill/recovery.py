@@ -97,7 +97,12 @@ class Recovery(ModelMethod):
             done = trainer.run()
         assert trainer.average is not None
         trainer.average.write(trainer.average.values)
-        context.notes[self.name] = {"steps": done.steps, "loss": done.loss, "skipped_steps": done.skipped}
+        context.notes[self.name] = {
+            "steps": done.steps,
+            "loss": done.loss,
+            "skipped_steps": done.skipped,
+            "history": trainer.history.notes(),
+        }
         return anatomy
 
     def _schedule(self, seed: int) -> Settings:
@@ -135,7 +140,7 @@ def teacher_of(name: str, anatomy: Anatomy, context: Context) -> nn.Module:
     """
     if context.teacher is None:
         raise InvalidSetting(f"{name} needs a teacher.", "Name the original with --teacher.")
-    for size in ("hidden_size", "vocab_size", "input_size"):
+    for size in ("hidden_size", "encoder_embed_dim", "decoder_embed_dim", "vocab_size", "input_size"):
         own, other = (_size(model, size) for model in (anatomy.model, context.teacher))
         if own != other:
             raise UnsupportedModel(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from modicum.distill.recovery import Recovery, asked, teach, teacher_of
 from modicum.errors import InvalidSetting
 from modicum.method import Context
 from modicum.models import Anatomy
-from modicum.models.depth import last_of_groups
+from modicum.models.depth import last_of_groups, split
 from modicum.trainer import Batch, Loss, Moment, Objective
 
 Pairs = Sequence[tuple[int, int]]
@@ -28,7 +28,9 @@ class StateDistillation(Recovery):
     asks_teacher: ClassVar[bool] = True
 
     alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher's output against the data")
-    beta: float = Field(1e-2, ge=0, description="weight of the hidden states at first; SiT: 2e-4")
+    beta: float | None = Field(
+        None, ge=0, description="weight of the hidden states at first; by default 1e-2, 2e-4 for SiT"
+    )
     epochs: int = Field(
         20, ge=1, description="parts of the training in which beta is constant; zero in the last"
     )
@@ -50,20 +52,19 @@ class StateDistillation(Recovery):
         """The weighed sum of the three losses, each `[B]`."""
         return self.alpha * taught + (1 - self.alpha) * own + beta * states
 
-    def beta_at(self, step: int, steps: int) -> float:
-        """beta (1 - epoch / (epochs - 1)); constant if there is one epoch."""
-        if self.epochs == 1:
-            return self.beta
-        return self.beta * (1 - (step * self.epochs // steps) / (self.epochs - 1))
+    def share_at(self, step: int, steps: int) -> float:
+        """What is left of beta, 1 - epoch / (epochs - 1); constant if there is one epoch."""
+        return 1.0 if self.epochs == 1 else 1 - (step * self.epochs // steps) / (self.epochs - 1)
 
     def loss(
         self, anatomy: Anatomy, taps: Sequence[nn.Module], objective: Objective, context: Context
     ) -> Loss:
         """Teacher, data and hidden states, weighed."""
         teacher = teacher_of(self.name, anatomy, context)
-        blocks = Anatomy.of(teacher, anatomy.family).blocks
-        pairs = self.pairs or pairs_of(len(taps), len(blocks), context.notes)
+        whole = Anatomy.of(teacher, anatomy.family)
+        blocks, pairs = whole.blocks, self.pairs or pairs_of(anatomy.stacks, whole.stacks, context.notes)
         _check(pairs, len(taps), len(blocks))
+        beta = objective.state_weight if self.beta is None else self.beta
         watching = [*(taps[own] for own, _ in pairs), *(blocks[other].module for _, other in pairs)]
 
         def of(network: nn.Module, batch: Batch, at: Moment) -> Tensor:
@@ -72,7 +73,7 @@ class StateDistillation(Recovery):
                 told = teach(objective, teacher, question)
             apart = self.representation(states[: len(pairs)], states[len(pairs) :])
             taught, own = objective.divergence(output, told, question), objective.loss(output, question)
-            return self.total(taught, own, apart, self.beta_at(at.step, at.steps)).mean()
+            return self.total(taught, own, apart, beta * self.share_at(at.step, at.steps)).mean()
 
         return of
 
@@ -94,23 +95,44 @@ def watched(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
         yield states
 
 
-def pairs_of(student: int, teacher: int, notes: Mapping[str, Mapping[str, Any]]) -> Pairs:
+def pairs_of(student: Sequence[int], teacher: Sequence[int], notes: Mapping[str, Mapping[str, Any]]) -> Pairs:
     """Which blocks to hold against each other: the last kept block of a group, and the last block of that group.
 
     Args:
-        student: its number of blocks.
-        teacher: its number of blocks.
+        student: blocks of each of its stacks.
+        teacher: blocks of each of its stacks.
         notes: of the steps that made the student. Where its pruning knew no groups, a kept block and the removed ones
-            behind it are one; where there was no pruning, both stacks are cut evenly.
+            behind it are one; where there was no pruning, the stacks are cut evenly.
     """
     for note in reversed(list(notes.values())):
         kept = note.get("kept_blocks")
-        if kept is None or (len(kept), note.get("of_blocks")) != (student, teacher):
+        if kept is None or (len(kept), note.get("of_blocks")) != (sum(student), sum(teacher)):
             continue
         if "groups" in note:
             return last_of_groups(kept, tuple((keep, of) for keep, of in note["groups"]))
-        return [(i, after - 1) for i, (_, after) in enumerate(pairwise([*kept, teacher]))]
+        return _counted(
+            student, teacher, [_runs(*each) for each in zip(split(kept, teacher), teacher, strict=True)]
+        )
+    return _counted(student, teacher, [_evenly(*each) for each in zip(student, teacher, strict=True)])
+
+
+def _runs(kept: Sequence[int], depth: int) -> Pairs:
+    """Every kept block of a stack, and the last of the removed ones behind it."""
+    return [(i, after - 1) for i, (_, after) in enumerate(pairwise([*kept, depth]))]
+
+
+def _evenly(student: int, teacher: int) -> Pairs:
     return [(i, (i + 1) * teacher // student - 1) for i in range(student)]
+
+
+def _counted(student: Sequence[int], teacher: Sequence[int], pairs: Sequence[Pairs]) -> Pairs:
+    """Pairs within each stack, counted through all stacks."""
+    starts = zip(accumulate(student, initial=0), accumulate(teacher, initial=0), strict=True)
+    return [
+        (first + own, second + other)
+        for (first, second), part in zip(starts, pairs, strict=False)
+        for own, other in part
+    ]
 
 
 def _check(pairs: Pairs, student: int, teacher: int) -> None:

@@ -15,6 +15,7 @@ model on the meta device will do.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,11 @@ class Anatomy:
         found = list(_block_modules(model, family))
         blocks = tuple(_block(i, name, module, family, model) for i, (name, module) in enumerate(found))
         return cls(model, family, blocks, _outside(model, [name for name, _ in found]))
+
+    @property
+    def stacks(self) -> tuple[int, ...]:
+        """How many blocks each list of blocks has, in execution order: one number for most models."""
+        return tuple(Counter(block.name.rpartition(".")[0] for block in self.blocks).values())
 
     def layers(self) -> Iterator[Layer]:
         """Every layer of every block, in execution order."""

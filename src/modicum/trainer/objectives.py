@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from torch.nn import functional as F
 from modicum.errors import UnsupportedModel, UnusableData
 from modicum.models.dit import DiTConfig, GaussianDiffusion, Transformer
 from modicum.models.dit.interpolant import between
+from modicum.models.mar import MAR, MARConfig
+from modicum.models.mar.training import hide
+from modicum.models.mar.transformer import taken
 from modicum.trainer.sources import Batch
 
 Question = Mapping[str, Tensor]
@@ -33,6 +36,9 @@ class Objective(ABC):
 
     needs: tuple[str, ...]
     """Names of the tensors that a batch holds."""
+
+    state_weight: ClassVar[float] = 1e-2
+    """Weight of hidden states beside this loss, where a student is to learn those of its teacher too."""
 
     @abstractmethod
     def ask(self, batch: Batch, generator: torch.Generator, training: bool = True) -> Question:
@@ -118,6 +124,7 @@ class VelocityPrediction(Objective):
     """SiT: squared error of the velocity on the straight line from noise to data."""
 
     needs = ("x0", "y")
+    state_weight = 2e-4  # as published
 
     def __init__(self, config: DiTConfig) -> None:
         self.dropout = config.class_dropout_prob
@@ -141,6 +148,31 @@ class VelocityPrediction(Objective):
     def divergence(self, output: Tensor, teacher: Tensor, question: Question) -> Tensor:
         """Mean squared error to the teacher's velocity."""
         return _mean((output.float() - teacher.float()) ** 2)
+
+
+class MaskedTokens(NoisePrediction):
+    """MAR: the loss of DiT, of the hidden tokens of a picture, each at several steps (see `modicum.models.mar`)."""
+
+    def __init__(self, config: MARConfig) -> None:
+        self.config = config
+        self.diffusion = cache(lambda device: GaussianDiffusion(device=device, schedule="cosine"))
+
+    def ask(self, batch: Batch, generator: torch.Generator, training: bool = True) -> Question:
+        """Pictures as tokens, which of them are hidden, and those drowned in noise; some labels dropped (-1)."""
+        return hide(self.config, batch["x0"], batch["y"], generator, training)
+
+    def answer(self, network: nn.Module, question: Question) -> Tensor:
+        """Noise and variance of the hidden tokens, `[B, copies, hidden, 2 C]`."""
+        return network(*(question[name] for name in ("tokens", "visible", "y", "hidden", "x", "t")))
+
+    def loss(self, output: Tensor, question: Question) -> Tensor:
+        """mse + bound, mean over the hidden tokens."""
+        return _by_picture(super().loss(output.flatten(0, 2), _by_token(question)), output)
+
+    def divergence(self, output: Tensor, teacher: Tensor, question: Question) -> Tensor:
+        """That of DiT, mean over the hidden tokens."""
+        taught = super().divergence(output.flatten(0, 2), teacher.flatten(0, 2), _by_token(question))
+        return _by_picture(taught, output)
 
 
 class NextToken(Objective):
@@ -199,6 +231,8 @@ def objective_of(model: Any) -> Objective:
         return (
             NoisePrediction(model.config) if model.config.kind == "dit" else VelocityPrediction(model.config)
         )
+    if isinstance(model, MAR):
+        return MaskedTokens(model.config)
     kind = type(model).__name__
     if kind.endswith(("ForCausalLM", "LMHeadModel")):
         return NextToken()
@@ -226,6 +260,18 @@ def check_batch(objective: Objective, batch: Batch) -> None:
 
 def _mean(values: Tensor) -> Tensor:
     return values.flatten(1).mean(1)
+
+
+def _by_token(question: Question) -> Question:
+    """A question about hidden tokens with the tokens of all pictures as samples: `[B, copies, hidden, C] -> [N, C]`."""
+    x0 = taken(question["tokens"], question["hidden"])[:, None].expand_as(question["x"])
+    wanted = {"x0": x0, "x": question["x"], "noise": question["noise"], "t": question["t"]}
+    return {name: value.flatten(0, 2) for name, value in wanted.items()}
+
+
+def _by_picture(values: Tensor, output: Tensor) -> Tensor:
+    """Mean over the tokens of every picture, `[N] -> [B]`."""
+    return values.view(len(output), -1).mean(1)
 
 
 def _divergence(output: Tensor, teacher: Tensor) -> Tensor:

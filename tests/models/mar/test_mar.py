@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from modicum.errors import CheckpointError, InvalidSetting, OutputExists, UnknownName
 from modicum.models import Anatomy
 from modicum.models.depth.gating import gate
-from modicum.models.mar import MAR, Block, MARConfig, Transformer, convert, load_mar, masked_loss, save
+from modicum.models.mar import MAR, Block, MARConfig, Transformer, convert, load_mar, save
 from modicum.models.mar.model import hidden_counts
 from modicum.models.mar.training import hidden_share
+from modicum.trainer.objectives import objective_of
 
 LABELS = [0, 3]
 
@@ -88,7 +89,7 @@ def test_a_block_is_a_plain_pre_norm_block() -> None:
 
 def test_hidden_tokens_are_not_read(mar: MAR) -> None:
     tokens, visible = torch.randn(2, 16, 3), torch.tensor([[0, 5, 9], [2, 3, 15]])
-    classes = mar.class_emb(torch.tensor(LABELS))
+    classes = torch.tensor(LABELS)
     before = mar(tokens, visible, classes)
     assert before.shape == (2, 16, 16)
     hidden = torch.ones(2, 16).scatter(1, visible, 0)[..., None]
@@ -99,7 +100,7 @@ def test_hidden_tokens_are_not_read(mar: MAR) -> None:
 
 def test_the_order_of_what_is_visible_does_not_matter(mar: MAR) -> None:
     tokens, visible = torch.randn(1, 16, 3), torch.tensor([[0, 5, 9, 14]])
-    classes = mar.fake_latent
+    classes = torch.tensor([-1])
     shuffled = visible[:, [2, 0, 3, 1]]
     torch.testing.assert_close(
         mar(tokens, visible, classes), mar(tokens, shuffled, classes), atol=1e-5, rtol=1e-5
@@ -107,7 +108,7 @@ def test_the_order_of_what_is_visible_does_not_matter(mar: MAR) -> None:
 
 
 def test_all_tokens_or_none_can_be_visible(mar: MAR) -> None:
-    tokens, classes = torch.randn(2, 16, 3), mar.class_emb(torch.tensor(LABELS))
+    tokens, classes = torch.randn(2, 16, 3), torch.tensor(LABELS)
     for visible in (torch.empty(2, 0, dtype=torch.long), torch.arange(16).expand(2, -1)):
         assert mar(tokens, visible, classes).isfinite().all()
 
@@ -250,6 +251,11 @@ def test_unusable_sizes(setting: dict[str, Any]) -> None:
         MARConfig.from_dict(setting)
 
 
+def masked_loss(model: MAR, latents: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """The loss of a batch, `[B]`."""
+    return objective_of(model)(model, {"x0": latents, "y": labels}, generator)
+
+
 def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -307,7 +313,7 @@ def test_every_matrix_of_every_block_is_a_layer(mar: MAR) -> None:
 
 def test_a_block_switched_off_is_a_block_left_out(mar: MAR) -> None:
     tokens, visible = torch.randn(2, 16, 3), torch.tensor([[0, 5, 9], [2, 3, 15]])
-    classes = mar.class_emb(torch.tensor(LABELS))
+    classes = torch.tensor(LABELS)
     shallow = MAR(mar.config.model_copy(update={"encoder_depth": 1})).eval()
     state = {n: t for n, t in mar.state_dict().items() if not n.startswith("encoder_blocks.0.")}
     shallow.load_state_dict(

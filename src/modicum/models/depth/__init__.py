@@ -2,7 +2,7 @@
 
 from modicum.models.depth.gating import GatedBlock, gate, ungate
 from modicum.models.depth.groups import Groups, GroupSetting, as_groups, candidates, last_of_groups, spans
-from modicum.models.depth.removal import keep_blocks
+from modicum.models.depth.removal import keep_blocks, split
 
 __all__ = [
     "GatedBlock",
@@ -14,5 +14,6 @@ __all__ = [
     "keep_blocks",
     "last_of_groups",
     "spans",
+    "split",
     "ungate",
 ]

@@ -2,6 +2,8 @@
 
     depth 6, "1:2"   ->  blocks 0 1 | 2 3 | 4 5, one of each two stays
 
+In a model of several stacks (encoder and decoder) a group lies within one of them.
+
 A group's candidates are the C(M, N) ways to keep N of its M blocks, as 0/1 rows in lexicographic order of the kept
 indices.
 """
@@ -53,22 +55,33 @@ GroupSetting = Annotated[str | Groups, BeforeValidator(_parsed)]
 """A setting: "1:2" for the whole stack, or one pair per group."""
 
 
-def as_groups(setting: str | Groups, depth: int) -> Groups:
-    """The groups of a stack of `depth` blocks; a single pattern is repeated.
+def as_groups(setting: str | Groups, *depths: int) -> Groups:
+    """The groups of a model; a single pattern is repeated.
+
+    Args:
+        setting: one pattern for all, or one pair per group.
+        depths: blocks of each stack; one number for a model whose blocks are one stack.
 
     Raises:
-        InvalidSetting: the groups do not add up to the depth.
+        InvalidSetting: the groups do not add up to the depth, or one of them reaches over the end of a stack.
     """
     if isinstance(setting, str):
         keep, of = _pair(setting)
-        groups: Groups = ((keep, of),) * (depth // of)
+        groups: Groups = tuple((keep, of) for depth in depths for _ in range(depth // of))
     else:
         groups = setting
     covered = sum(of for _, of in groups)
-    if covered != depth:
+    if covered != sum(depths):
         raise InvalidSetting(
-            f"The groups {setting} cover {covered} blocks; the model has {depth}.",
+            f"The groups {setting} cover {covered} blocks; the model has {' + '.join(map(str, depths))}.",
             "The second numbers must add up to the number of blocks.",
+        )
+    ends = set(accumulate(of for _, of in groups))
+    torn = [end for end in accumulate(depths) if end not in ends]
+    if torn:
+        raise InvalidSetting(
+            f"A group of {setting} reaches over block {torn[0]}, where another stack of the model begins.",
+            f"Let groups end with the stacks, which have {' and '.join(map(str, depths))} blocks.",
         )
     return groups
 

@@ -1,15 +1,17 @@
-"""Remove blocks from a model whose blocks form one residual stack.
+"""Remove blocks from a model whose blocks form one residual stack, or several (the encoder and decoder of MAR).
 
-Every block reads and writes hidden states of one width, so any subset of them, in order, is a model. What else knows
-of the depth is renumbered: the index that a layer finds its cache entry by, the number of blocks in the config, and
-the lists in it that hold one entry per block. `from_pretrained` then opens the smaller model as any other.
+Every block of a stack reads and writes hidden states of one width, so any subset of them, in order, is a model. What
+else knows of the depth is renumbered: the index that a layer finds its cache entry by, the number of blocks in the
+config, and the lists in it that hold one entry per block. `from_pretrained` then opens the smaller model as any other.
+Every stack keeps a block at least: without one it would be no stack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import accumulate
+from typing import Any, cast
 
 from pydantic import BaseModel
 from torch import nn
@@ -28,21 +30,43 @@ def keep_blocks(anatomy: Anatomy, kept: Sequence[int]) -> Anatomy:
 
     Args:
         anatomy: of the model.
-        kept: ascending indices of the blocks that stay.
+        kept: ascending indices of the blocks that stay, counted through all stacks.
 
     Raises:
-        InvalidSetting: an index that is out of range, repeated or out of order, or none.
-        UnsupportedModel: the blocks are not one list.
+        InvalidSetting: an index that is out of range, repeated or out of order, none, or none of some stack.
+        UnsupportedModel: the config does not count the blocks of every list.
     """
     check_kept(kept, len(anatomy.blocks))
-    stack = _stack(anatomy)
-    blocks = list(stack)
-    del stack[:]
-    for new, old in enumerate(kept):
-        _renumber(blocks[old], old, new)
-        stack.append(blocks[old])
-    _shorten_config(anatomy, kept, len(blocks))
+    stacks, counts = _stacks(anatomy), _counts(anatomy)
+    remaining = split(kept, anatomy.stacks)
+    for name, left in zip(stacks, remaining, strict=True):
+        if not left:
+            raise InvalidSetting(
+                f"{list(kept)} leaves no block of {name}.", "Keep at least one block of every stack."
+            )
+    for stack, left in zip(stacks.values(), remaining, strict=True):
+        blocks = list(stack)
+        del stack[:]
+        for new, old in enumerate(left):
+            _renumber(blocks[old], old, new)
+            stack.append(blocks[old])
+    depths = dict(zip(counts, map(len, remaining), strict=True))
+    _shorten_config(anatomy, depths, kept)
     return Anatomy.of(anatomy.model, anatomy.family)
+
+
+def split(kept: Sequence[int], depths: Sequence[int]) -> list[list[int]]:
+    """Indices counted through all stacks, as indices within each stack.
+
+    Args:
+        kept: ascending.
+        depths: blocks of each stack.
+    """
+    starts = accumulate(depths, initial=0)
+    return [
+        [index - start for index in kept if start <= index < start + depth]
+        for start, depth in zip(starts, depths, strict=False)
+    ]
 
 
 def check_kept(kept: Sequence[int], depth: int) -> None:
@@ -58,15 +82,22 @@ def check_kept(kept: Sequence[int], depth: int) -> None:
         )
 
 
-def _stack(anatomy: Anatomy) -> nn.ModuleList:
-    parents = {block.name.rpartition(".")[0] for block in anatomy.blocks}
-    stack = anatomy.model.get_submodule(parents.pop())
-    if parents or not isinstance(stack, nn.ModuleList):
+def _stacks(anatomy: Anatomy) -> dict[str, nn.ModuleList]:
+    """The lists of blocks by name, in execution order."""
+    names = dict.fromkeys(block.name.rpartition(".")[0] for block in anatomy.blocks)
+    stacks = {name: anatomy.model.get_submodule(name) for name in names}
+    if len(_counts(anatomy)) != len(stacks) or not all(isinstance(s, nn.ModuleList) for s in stacks.values()):
         raise UnsupportedModel(
             f"The blocks of {type(anatomy.model).__name__} are not one list; none of them can be left out.",
             "Depth can be pruned where all blocks have one width.",
         )
-    return stack
+    return cast("dict[str, nn.ModuleList]", stacks)
+
+
+def _counts(anatomy: Anatomy) -> tuple[str, ...]:
+    """What the config calls the number of blocks of each stack."""
+    counts = anatomy.family.depth
+    return (counts,) if isinstance(counts, str) else counts
 
 
 def _renumber(block: nn.Module, old: int, new: int) -> None:
@@ -77,16 +108,18 @@ def _renumber(block: nn.Module, old: int, new: int) -> None:
                 setattr(module, attribute, new)
 
 
-def _shorten_config(anatomy: Anatomy, kept: Sequence[int], depth: int) -> None:
+def _shorten_config(anatomy: Anatomy, depths: Mapping[str, int], kept: Sequence[int]) -> None:
+    """Write the new numbers of blocks, and thin out the lists with an entry per block."""
     model: Any = anatomy.model
-    config, count = model.config, anatomy.family.depth
+    config, before = model.config, len(anatomy.blocks)
     if isinstance(config, BaseModel):
-        _share(model, config, config.model_copy(update={count: len(kept)}))
+        _share(model, config, config.model_copy(update=dict(depths)))
     else:
-        setattr(config, count, len(kept))
+        for count, depth in depths.items():
+            setattr(config, count, depth)
         for name in _PER_BLOCK:
             listed = getattr(config, name, None)
-            if isinstance(listed, list) and len(listed) == depth:
+            if isinstance(listed, list) and len(listed) == before:
                 setattr(config, name, [listed[index] for index in kept])
         for name in _OF_BLOCKS:
             if getattr(config, name, None):

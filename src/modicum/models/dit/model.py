@@ -13,6 +13,7 @@ from modicum.models.dit.gaussian import GaussianDiffusion
 from modicum.models.dit.interpolant import Solver, diffuse, follow
 from modicum.models.dit.sampling import SamplingStep, denoise, seeded_noise
 from modicum.models.dit.transformer import GUIDED_CHANNELS, Transformer
+from modicum.models.dit.vae import picture
 from modicum.models.next_scale.sampling import Seed, generators
 
 Labels = int | Sequence[int] | Tensor
@@ -120,16 +121,14 @@ class DiT(Transformer):
 
         return network
 
-    @torch.no_grad()
+    @property
+    def latent_scale(self) -> float | None:
+        """The autoencoder reads latents divided by this; None for a model of pixels."""
+        return None if self.config.pixel_space else LATENT_SCALE
+
     def picture(self, x: Tensor, vae: nn.Module | None = None) -> Tensor:
         """What a sampler ends with, as images in [0, 1]; latents stay latents without a `vae`."""
-        if self.config.pixel_space:
-            return ((x + 1) / 2).clamp(0, 1)
-        if vae is None:
-            return x
-        dtype = next(vae.parameters()).dtype
-        decoded = vae.decode((x / LATENT_SCALE).to(dtype)).sample  # type: ignore[operator]
-        return ((decoded.float() + 1) / 2).clamp(0, 1)
+        return picture(x, self.latent_scale, vae)
 
     def _labels(self, labels: Labels, count: int, cfg: float) -> Tensor:
         """Validated labels, int64 `[B]`."""

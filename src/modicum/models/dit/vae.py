@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from modicum.errors import CheckpointError, InvalidSetting, MissingExtra
 
@@ -43,3 +44,21 @@ def load_vae(directory: str | Path, channels: int | None = None, device: str = "
             "Give the autoencoder that the model was trained with.",
         )
     return vae.float().to(device).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def picture(x: Tensor, scale: float | None, vae: nn.Module | None = None) -> Tensor:
+    """What a sampler ends with, as images in [0, 1].
+
+    Args:
+        x: pixels in [-1, 1], or latents at unit scale.
+        scale: the autoencoder reads latents divided by this; None: `x` are pixels.
+        vae: decodes latents, which stay latents without it.
+    """
+    if scale is None:
+        return ((x + 1) / 2).clamp(0, 1)
+    if vae is None:
+        return x
+    dtype = next(vae.parameters()).dtype
+    decoded = vae.decode((x / scale).to(dtype)).sample  # type: ignore[operator]
+    return ((decoded.float() + 1) / 2).clamp(0, 1)

@@ -6,7 +6,7 @@ class | tokens so far --transformer--> a vector per missing token --token networ
 from modicum.models.mar.config import PRESETS, MARConfig
 from modicum.models.mar.files import convert, load_mar, save
 from modicum.models.mar.model import MAR
-from modicum.models.mar.training import masked_loss
+from modicum.models.mar.training import hide
 from modicum.models.mar.transformer import Block, Transformer
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "PRESETS",
     "Transformer",
     "convert",
+    "hide",
     "load_mar",
-    "masked_loss",
     "save",
 ]

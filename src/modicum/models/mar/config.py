@@ -24,6 +24,7 @@ class MARConfig(BaseModel):
         class_num: labels are 0 .. class_num - 1.
         buffer_size: tokens that carry the class.
         diffloss_d, diffloss_w: depth and width of the network that draws a token.
+        pixel_space: whether the model draws pixels in [-1, 1] instead of the latents of an autoencoder.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +45,7 @@ class MARConfig(BaseModel):
     buffer_size: int = Field(64, gt=0)
     diffloss_d: int = Field(3, gt=0)
     diffloss_w: int = Field(1024, gt=0)
+    pixel_space: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> MARConfig:
@@ -82,6 +84,31 @@ class MARConfig(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """The layout that `from_dict` reads."""
         return {"model_type": self.model_type, **self.model_dump(mode="json")}
+
+    @property
+    def kind(self) -> str:
+        """What the model is, as the configuration of a DiT says it."""
+        return self.model_type
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0 .. num_classes - 1."""
+        return self.class_num
+
+    @property
+    def input_size(self) -> int:
+        """Side of what is drawn: latents, or pixels."""
+        return self.img_size // self.vae_stride
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of what is drawn."""
+        return self.vae_embed_dim
+
+    @property
+    def depth(self) -> int:
+        """Blocks of both stacks."""
+        return self.encoder_depth + self.decoder_depth
 
     @property
     def grid(self) -> int:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modicum.errors import InvalidSetting
 from modicum.models.dit.gaussian import GaussianDiffusion
 from modicum.models.dit.sampling import DrawNoise, denoise, seeded_noise
+from modicum.models.dit.vae import picture
 from modicum.models.mar.transformer import Transformer
 from modicum.models.next_scale.sampling import Seed, generators
 
@@ -34,9 +35,10 @@ class MAR(Transformer):
         steps: int | str = 100,
         temperature: float = 1.0,
         seed: Seed = None,
+        vae: nn.Module | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Tensor:
-        """Draw latents.
+        """Draw pictures.
 
         Args:
             labels: one class, or several.
@@ -47,11 +49,12 @@ class MAR(Transformer):
             steps: of the diffusion that draws a token.
             temperature: of its noise.
             seed: one for the batch, or one per picture, which makes a picture independent of its neighbours.
+            vae: a diffusers AutoencoderKL, for latents.
             progress: called with the share of tokens that are drawn.
 
         Returns:
-            Latents at unit scale, float32 `[B, vae_embed_dim, side, side]`; the autoencoder reads them divided by
-            `LATENT_SCALE`.
+            Images in [0, 1], float32 `[B, channels, side, side]`; without a `vae`, a model of latents gives
+            latents at unit scale.
 
         Raises:
             InvalidSetting: a label, a count, or steps out of range, or a wrong number of seeds.
@@ -74,27 +77,19 @@ class MAR(Transformer):
             hidden = left
             if progress is not None:
                 progress(1 - left / total)
-        return self.unpatchify(tokens)
+        return picture(self.unpatchify(tokens), self.latent_scale, vae)
 
-    def patchify(self, latents: Tensor) -> Tensor:
-        """Latents `[B, channels, side, side]` as tokens `[B, S, channels p p]`."""
-        grid, patch = self.config.grid, self.config.patch_size
-        squares = latents.unflatten(2, (grid, patch)).unflatten(4, (grid, patch))  # [B, c, h, p, w, p]
-        return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-    def unpatchify(self, tokens: Tensor) -> Tensor:
-        """Tokens `[B, S, channels p p]` as a latent `[B, channels, side, side]`."""
-        grid, patch = self.config.grid, self.config.patch_size
-        squares = tokens.unflatten(1, (grid, grid)).unflatten(-1, (-1, patch, patch))
-        return squares.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+    @property
+    def latent_scale(self) -> float | None:
+        """The autoencoder reads latents divided by this; None for a model of pixels."""
+        return None if self.config.pixel_space else LATENT_SCALE
 
     def _known(self, tokens: Tensor, visible: Tensor, y: Tensor, *, guided: bool) -> Tensor:
         """What the decoder knows, `[B, S, D]`; under guidance once more without the class, `[2 B, S, D]`."""
-        classes = self.class_emb(y)
         if guided:
-            classes = torch.cat((classes, self.fake_latent.expand(len(y), -1)))
+            y = torch.cat((y, torch.full_like(y, -1)))
             tokens, visible = tokens.repeat(2, 1, 1), visible.repeat(2, 1)
-        return self.forward(tokens, visible, classes)
+        return self.forward(tokens, visible, y)
 
     def _guided(self, z: Tensor, drawn: Tensor, scale: float) -> Callable[[Tensor, Tensor], Tensor]:
         """The token network for the places `drawn` `[B, n]` as a function of noisy tokens and time."""

@@ -85,25 +85,54 @@ class Transformer(nn.Module):
         """What draws a token out of its vector."""
         return cast(TokenNetwork, self.diffloss["net"])
 
-    def forward(self, tokens: Tensor, visible: Tensor, classes: Tensor) -> Tensor:
-        """What is known of every token.
+    def forward(
+        self,
+        tokens: Tensor,
+        visible: Tensor,
+        y: Tensor,
+        places: Tensor | None = None,
+        x: Tensor | None = None,
+        t: Tensor | None = None,
+    ) -> Tensor:
+        """What is known of every token; or, given noisy values of some, what their noise is.
 
         Args:
             tokens: `[B, S, C]`; only the visible ones are read.
             visible: int64 `[B, V]`, indices of the tokens that are there already; V may be 0.
-            classes: class vectors `[B, E]`, of `class_emb` or `fake_latent`.
+            y: int64 labels `[B]`; -1 is "no class".
+            places: int64 `[B, n]`, the tokens that `x` is about.
+            x: noisy values `[B, copies, n, C]`.
+            t: their original steps `[B, copies, n]`.
 
         Returns:
-            `[B, S, D]`.
+            `[B, S, D]`; with `places`, noise and variance `[B, copies, n, 2 C]`.
         """
-        return self.decode(self.encode(tokens, visible, classes), visible)
+        z = self.decode(self.encode(tokens, visible, self.condition(y)), visible)
+        if places is None or x is None or t is None:
+            return z
+        known = taken(z, places)[:, None].expand(-1, x.shape[1], -1, -1)  # [B, copies, n, D]
+        return self.token_network(x.flatten(0, 2), t.flatten(), known.flatten(0, 2)).unflatten(0, t.shape)
+
+    def condition(self, y: Tensor) -> Tensor:
+        """Class vectors `[B, E]` of labels `[B]`."""
+        return torch.where(y[:, None] < 0, self.fake_latent, self.class_emb(y.clamp_min(0)))
+
+    def patchify(self, latents: Tensor) -> Tensor:
+        """Latents `[B, channels, side, side]` as tokens `[B, S, channels p p]`."""
+        return patches(latents, self.config)
+
+    def unpatchify(self, tokens: Tensor) -> Tensor:
+        """Tokens `[B, S, channels p p]` as a latent `[B, channels, side, side]`."""
+        grid, patch = self.config.grid, self.config.patch_size
+        squares = tokens.unflatten(1, (grid, grid)).unflatten(-1, (-1, patch, patch))
+        return squares.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
     def encode(self, tokens: Tensor, visible: Tensor, classes: Tensor) -> Tensor:
-        """Class and visible tokens, `[B, K + V, E]`; arguments as of `forward`."""
-        x = self.z_proj(_taken(tokens.to(self.dtype), visible))  # [B, V, E]
+        """Class and visible tokens, `[B, K + V, E]`; `classes` of `condition`, the others as of `forward`."""
+        x = self.z_proj(taken(tokens.to(self.dtype), visible))  # [B, V, E]
         x = torch.cat((classes[:, None].expand(-1, self.config.buffer_size, -1), x), dim=1)
         places = self.encoder_pos_embed_learned.expand(len(x), -1, -1)
-        x = self.z_proj_ln(x + _taken(places, self._with_buffer(visible)))
+        x = self.z_proj_ln(x + taken(places, self._with_buffer(visible)))
         for block in self.encoder_blocks:
             x = block(x)
         return self.encoder_norm(x)
@@ -134,6 +163,13 @@ class Transformer(nn.Module):
             nn.init.normal_(parameter, std=0.02)
 
 
-def _taken(x: Tensor, index: Tensor) -> Tensor:
-    """`[B, S, C]` at int64 `[B, V]`: `[B, V, C]`."""
+def patches(latents: Tensor, config: MARConfig) -> Tensor:
+    """Latents `[B, channels, side, side]` as tokens `[B, S, channels p p]`."""
+    grid, patch = config.grid, config.patch_size
+    squares = latents.unflatten(2, (grid, patch)).unflatten(4, (grid, patch))  # [B, c, h, p, w, p]
+    return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def taken(x: Tensor, index: Tensor) -> Tensor:
+    """`[B, S, C]` at int64 `[B, n]`: `[B, n, C]`."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
