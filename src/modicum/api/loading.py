@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from modicum.errors import InvalidSetting
-from modicum.models.dit import DiTConfig, load_dit
+from modicum.models.class_models import class_kind
 from modicum.models.image_models import image_kind
+from modicum.pipeline.classes import load_classes
 from modicum.pipeline.images import load_images
 from modicum.pipeline.loading import load_model
 from modicum.pipeline.run import check_device
 from modicum.pipeline.saving import save_model
-from modicum.pipeline.whole import model_type
 from modicum.zoo.locate import locate
 
 save = save_model
@@ -30,7 +30,7 @@ def load(
     """Open a model: a directory, a nano model's name, or a hub id. Integer weights stay packed.
 
     Args:
-        model: what to open: a language model, or one that draws images (VAR, Infinity, DiT).
+        model: what to open: a language model, or one that draws images (VAR, Infinity, DiT, SiT, MAR).
         dtype: compute dtype; by default that of the checkpoint, and float32 for models that draw.
         device: where it goes.
         text_encoder: directory of flan-t5-xl, for an Infinity that is to read prompts.
@@ -47,8 +47,8 @@ def load(
             f"{directory.name} reads text without a separate encoder, or none at all.",
             "Leave the text encoder out.",
         )
-    if model_type(directory) == DiTConfig.model_type:
-        return load_dit(directory, dtype=dtype or torch.float32, device=device)
+    if class_kind(directory):
+        return load_classes(directory, dtype, device)
     if kind is not None:
         return load_images(directory, kind, dtype, device, text_encoder)
     return load_model(directory, dtype, device)

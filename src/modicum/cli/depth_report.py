@@ -16,11 +16,11 @@ IMAGES_ONLY = ("also", "count", "at_once", "steps", "sampler", "cfg", "vae")
 
 
 def draws_from_noise(model: str) -> bool:
-    """Whether a model is a diffusion transformer."""
-    from modicum.pipeline.whole import model_type
+    """Whether a model draws classes out of noise: DiT, SiT or MAR."""
+    from modicum.models.class_models import class_kind
     from modicum.zoo.locate import locate
 
-    return model_type(locate(model)) == "dit"
+    return class_kind(locate(model)) is not None
 
 
 def refuse(given: Iterable[str], names: tuple[str, ...], model: str, does: str) -> None:

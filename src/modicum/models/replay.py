@@ -10,15 +10,19 @@ pass stops after the last stub, before any head.
     hidden = list(replay.hidden)                       # what enters block 0, one tensor per batch
     for block in anatomy.blocks:
         hidden = [replay.run_block(block, h, i) for i, h in enumerate(hidden)]
+
+In a model of several stacks (encoder and decoder) something else may happen between them. The block behind such a
+seam is entered by what `entering` computes, for which all blocks before it must be in memory.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -28,7 +32,8 @@ from torch.utils import _pytree as pytree
 from modicum.errors import UnsupportedModel, UnusableData
 from modicum.models.anatomy import Anatomy, Block
 
-Batch = Tensor | Mapping[str, Any]
+Batch = Tensor | Mapping[str, Any] | Callable[[], Any]
+"""Token ids, keyword arguments of the model, or a function that runs it once."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,13 @@ class Replay:
         hidden: what enters block 0, one tensor [batch, tokens, features] (or [batch, channels, h, w]) per
             batch.
         calls: for each batch, the recorded call of each block.
+        seams: blocks that are not entered by what the block before them returns.
     """
 
     anatomy: Anatomy
     hidden: tuple[Tensor, ...]
     calls: tuple[tuple[Call, ...], ...]
+    seams: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -69,30 +76,64 @@ class Replay:
 
 
 @torch.no_grad()
-def capture(anatomy: Anatomy, batches: Iterable[Batch]) -> Replay:
+def capture(anatomy: Anatomy, batches: Iterable[Batch], *, seams: bool = False) -> Replay:
     """Record what enters block 0 and how every block is called, for each batch.
 
     Args:
         anatomy: the model; only its prelude (embeddings) must hold real weights.
-        batches: token ids [batch, tokens] (int64), or dicts of the model's inputs; sizes may differ.
+        batches: token ids [batch, tokens] (int64), dicts of the model's inputs, or functions that run it; sizes may
+            differ.
+        seams: whether the caller can deal with seams between stacks.
 
     Raises:
         UnusableData: there is no batch.
-        UnsupportedModel: the model does not call each block once, in the order of the anatomy.
+        UnsupportedModel: the model does not call each block once, in the order of the anatomy, or there is a seam.
     """
-    store, hidden, calls = _TensorStore(), [], []
+    store, hidden, calls, found = _TensorStore(), [], [], frozenset[int]()
+    name = type(anatomy.model).__name__
     with _stubs(anatomy) as tape, _evaluating(anatomy.model):
         for batch in batches:
             tape.clear()
             _run(anatomy.model, batch)
             if [index for index, _, _ in tape] != list(range(len(anatomy.blocks))):
-                name = type(anatomy.model).__name__
                 raise UnsupportedModel(f"{name} does not call each block once, in order.")
             hidden.append(tape[0][1])
+            found |= _seams(anatomy, tape)
             calls.append(tuple(store.share(call) for _, _, call in tape))
     if not hidden:
         raise UnusableData("There is no batch to run.", "Give at least one batch of inputs.")
-    return Replay(anatomy, tuple(hidden), tuple(calls))
+    if found and not seams:
+        raise UnsupportedModel(
+            f"{name} does more than pass the hidden states on before block {min(found)}.",
+            "Open it with modicum.load and compress it in memory.",
+        )
+    return Replay(anatomy, tuple(hidden), tuple(calls), found)
+
+
+@torch.no_grad()
+def entering(anatomy: Anatomy, batches: Iterable[Batch], index: int) -> list[Tensor]:
+    """What enters block `index`, for each batch; arguments as of `capture`, with all blocks before it in memory."""
+    block, tape, states = anatomy.blocks[index], Tape(), []
+    with _evaluating(anatomy.model):
+        anatomy.model.set_submodule(block.name, _Stub(block, tape, True, anatomy.family.tuple_output))
+        try:
+            for batch in batches:
+                tape.clear()
+                _run(anatomy.model, batch)
+                states.append(tape[0][1])
+        finally:
+            anatomy.model.set_submodule(block.name, block.module)
+    return states
+
+
+def _seams(anatomy: Anatomy, tape: Tape) -> frozenset[int]:
+    """The first blocks of later stacks whose input the stub before them did not pass on."""
+    starts = [*accumulate(anatomy.stacks)][:-1]
+    return frozenset(i for i in starts if not _same(tape[i - 1][1], tape[i][1]))
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first is second or (first.shape == second.shape and torch.equal(first, second))
 
 
 class _LastBlockReached(Exception):
@@ -155,13 +196,15 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _run(model: nn.Module, batch: Batch) -> None:
+    if callable(batch):
+        with suppress(_LastBlockReached):
+            batch()
+        return
     inputs: dict[str, Any] = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
     if "use_cache" in inspect.signature(model.forward).parameters:
         inputs["use_cache"] = False
-    try:
+    with suppress(_LastBlockReached):
         model(**inputs)
-    except _LastBlockReached:
-        return
 
 
 class _TensorStore:

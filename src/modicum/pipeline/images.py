@@ -9,18 +9,17 @@ reader.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from modicum.errors import CheckpointError
 from modicum.formats.manifest import Manifest
 from modicum.formats.shards import Shards
+from modicum.formats.stored_forms import dense_tensors, read_forms
 from modicum.models.image_models import Kind, load_image_model, transformer_of
 from modicum.models.next_scale import NextScaleModel
-from modicum.weights.base import WeightForm, from_spec
 
 
 def image_skeleton(directory: Path, kind: Kind, dtype: torch.dtype) -> nn.Module:
@@ -71,8 +70,8 @@ def load_images(
     if manifest is None:
         return load_image_model(directory, kind, dtype, device, text_encoder)
     shards = Shards(directory)
-    forms = {name: _read_form(name, spec, shards) for name, spec in manifest.forms().items()}
-    model = load_image_model(directory, kind, dtype, device, text_encoder, _dense(forms, shards))
+    forms = read_forms(manifest, shards)
+    model = load_image_model(directory, kind, dtype, device, text_encoder, dense_tensors(forms, shards))
     for name, form in forms.items():
         if not form.expand_on_load:
             model.get_submodule("transformer").set_submodule(name, form.to(device, dtype or torch.float32))
@@ -86,29 +85,3 @@ def copy_beside(directory: Path, root: Path) -> None:
             shutil.copytree(found, root / found.name, dirs_exist_ok=True)
         elif found.suffix == ".safetensors" and not found.name.startswith("model"):
             shutil.copyfile(found, root / found.name)
-
-
-def _read_form(name: str, spec: Mapping[str, object], shards: Shards) -> WeightForm:
-    with torch.device("meta"):
-        form = from_spec(spec)
-    stored = {key: shards.read(f"{name}.{key}") for key in form.tensors()}
-    try:
-        form.load_state_dict(stored, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{shards.path}: the tensors of {name} do not have the shapes that modicum.json says.",
-            "Copy the checkpoint again.",
-        ) from error
-    form.check()
-    return form
-
-
-def _dense(forms: Mapping[str, WeightForm], shards: Shards) -> dict[str, Tensor]:
-    """The state dict of the transformer with every form decoded."""
-    described = tuple(f"{name}." for name in forms)
-    tensors = {name: shards.read(name) for name in shards.names() if not name.startswith(described)}
-    for name, form in forms.items():
-        tensors[f"{name}.weight"] = form.to_dense()
-        if form.bias is not None:
-            tensors[f"{name}.bias"] = form.bias.data
-    return tensors

@@ -1,4 +1,4 @@
-"""Models that are read, changed and written as a whole: those of transformers, DiT and SiT.
+"""Models that are read, changed and written as a whole: those of transformers, DiT, SiT and MAR.
 
 A step that trains needs float32 weights whatever is stored, so that is what is loaded; what is written has the dtype
 that the original has on disk. A weight that no step touched goes through unchanged, bit for bit.
@@ -15,8 +15,7 @@ import torch
 from modicum.errors import CheckpointError
 from modicum.formats.manifest import Manifest
 from modicum.formats.shards import Shards
-from modicum.models.dit import DiT, DiTConfig, load_dit
-from modicum.models.dit import save as save_dit
+from modicum.models.class_models import ClassModel, class_kind, load_class_model, save_class_model
 from modicum.pipeline.checkpoint import file_hash
 from modicum.pipeline.loading import load_model, refuse_images
 from modicum.pipeline.saving import save_model
@@ -38,17 +37,17 @@ def open_whole(directory: Path, device: str = "cpu") -> Any:
         CheckpointError: files are missing or damaged, or hold compressed weights, which cannot be trained.
         UnsupportedModel: a next-scale model, whose pixels lie in other files.
     """
-    if model_type(directory) == DiTConfig.model_type:
-        return load_dit(directory, device=device)
-    refuse_images(
-        directory, "A step over the whole model", "Open it with modicum.load and change it in memory."
-    )
     manifest = Manifest.present(directory)
     if manifest is not None and manifest.forms():
         raise CheckpointError(
             f"{directory} holds compressed weights, which cannot be trained.",
             "Begin with the original, and put steps over the whole model first.",
         )
+    if class_kind(directory):
+        return load_class_model(directory, device=device)
+    refuse_images(
+        directory, "A step over the whole model", "Open it with modicum.load and change it in memory."
+    )
     return load_model(directory, torch.float32, device)
 
 
@@ -62,9 +61,8 @@ def write_whole(model: Any, directory: Path, original: Path, manifest: Manifest)
         manifest: what is known of its making.
     """
     shards = Shards(original)
-    if isinstance(model, DiT):
-        half = stored_dtype(model.config, shards) == torch.bfloat16
-        save_dit(model, directory, half=half)
+    if isinstance(model, ClassModel):
+        save_class_model(model, directory, half=stored_dtype(model.config, shards) == torch.bfloat16)
         written = manifest.model_copy(update={"files": _hashes(directory)})
         written.write(directory)
         return

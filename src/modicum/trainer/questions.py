@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modicum.data.samples import Samples
 from modicum.trainer.objectives import Objective, Question, check_batch
@@ -33,6 +34,24 @@ def questions(
         generator = torch.Generator(device).manual_seed(batch_seed(seed, index))
         moved = {name: value.to(device) for name, value in tensors.items()}
         yield objective.ask(moved, generator, training=False)
+
+
+def passes(
+    model: nn.Module, objective: Objective, data: Samples, samples: int, seed: int, batch: int = 32
+) -> list[Callable[[], Tensor]]:
+    """Forward passes of a model over what it is asked in training: the batches that its layers are calibrated on.
+
+    Args:
+        model: on its device.
+        objective: asks.
+        data: of which.
+        samples: how many.
+        seed: of the choice and of all noise.
+        batch: samples per pass.
+    """
+    device = next(model.parameters()).device
+    asked = questions(objective, data, samples, batch, seed, device)
+    return [partial(objective.answer, model, question) for question in asked]
 
 
 def repeated(question: Question, times: int) -> dict[str, Tensor]:

@@ -9,9 +9,11 @@ Original files hold `model` and its moving average `model_ema`, which is the mod
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from modicum.models.dit.files import read_original
 from modicum.models.mar.config import MARConfig
@@ -29,7 +31,7 @@ def load_mar(directory: str | Path, *, dtype: torch.dtype = torch.float32, devic
     """
     directory = Path(directory)
     config = MARConfig.from_dict(read_json(directory / CONFIG, "a MAR model"))
-    return _assemble(config, read_tensors(directory / MODEL), dtype).to(device)
+    return assemble(config, read_tensors(directory / MODEL), dtype).to(device)
 
 
 def convert(weights: str | Path, out: str | Path, config: MARConfig | str, *, half: bool = False) -> Path:
@@ -47,7 +49,7 @@ def convert(weights: str | Path, out: str | Path, config: MARConfig | str, *, ha
     """
     config = MARConfig.preset(config) if isinstance(config, str) else config
     tensors = read_original(Path(weights), inside=("model_ema", "model"))
-    return save(_assemble(config, tensors), out, half=half)
+    return save(assemble(config, tensors), out, half=half)
 
 
 def save(model: MAR, out: str | Path, *, half: bool = False) -> Path:
@@ -60,7 +62,17 @@ def save(model: MAR, out: str | Path, *, half: bool = False) -> Path:
     return write_directory(Path(out), texts, {MODEL: stored(model, lambda name: half)})
 
 
-def _assemble(config: MARConfig, tensors: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> MAR:
+def assemble(config: MARConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> MAR:
+    """A model in evaluation mode out of a state dict with original names.
+
+    Args:
+        config: sizes.
+        tensors: parameters.
+        dtype: of the parameters.
+
+    Raises:
+        CheckpointError: names or shapes do not fit the config; the message lists them.
+    """
     with torch.device("meta"):
         model = MAR(config)
     fill(model, tensors, "MAR", lambda name: dtype)
