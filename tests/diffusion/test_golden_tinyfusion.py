@@ -149,7 +149,7 @@ def test_golden_decision(replay: tuple[Path, str, Replay]) -> None:
     data = recorded(folder)[1]
     kept = run.gates.kept()
     assert kept == data[f"out.{name}.kept"].tolist()
-    close(torch.tensor(run.gates.confidence()), data[f"out.{name}.confidence"])
+    close(run.gates.confidence(), data[f"out.{name}.confidence"])
     pruned = base_model(folder)
     keep_blocks(Anatomy.of(pruned), kept)
     with torch.no_grad():

@@ -58,10 +58,21 @@ class TestMasks:
     def test_the_likeliest_is_kept_and_the_first_of_equals(self) -> None:
         gates = Gates(((1, 2), (2, 3)))
         assert gates.kept() == [0, 2, 3]
-        assert gates.confidence() == pytest.approx([1 / 2, 1 / 3])
+        assert gates.confidence().tolist() == pytest.approx([1 / 2, 1 / 3])
         gates.logits[1].data[0, 2], gates.scaling = 0.05, 100.0
         assert gates.kept() == [0, 3, 4]
-        assert gates.confidence()[1] == pytest.approx(1 / (1 + 2 * math.exp(-3)))
+        assert gates.confidence()[1].item() == pytest.approx(1 / (1 + 2 * math.exp(-3)))
+
+    @given(groups=st.lists(GROUP, min_size=1, max_size=3), seed=st.integers(0, 999))
+    def test_the_probability_of_a_block_is_how_often_it_is_drawn(
+        self, groups: list[tuple[int, int]], seed: int
+    ) -> None:
+        gates = Gates(tuple(groups))
+        gates.generator = seeded(seed)
+        for logits in gates.logits:
+            logits.data.normal_(generator=gates.generator)
+        often = gates.masks(gates.draw(4000)).detach().mean(0)
+        torch.testing.assert_close(gates.kept_probability(), often, atol=0.05, rtol=0)  # 6 standard errors
 
     def test_schedules_are_linear_and_reach_their_ends(self) -> None:
         assert [linear((4.0, 0.1), Moment(s, 5, seeded(0)).progress) for s in (0, 2, 4)] == pytest.approx(
@@ -223,6 +234,23 @@ class TestTransform:
             learned(tmp_path / "killed", stop=12)  # the last line comes before the last checkpoint
         assert [path.name for path in (tmp_path / "killed").iterdir()] == ["step-00000010"]
         assert learned(tmp_path / "killed") == whole
+        assert learned(tmp_path / "killed") == whole  # nothing is left to learn
+
+    def test_the_history_begins_at_chance_and_ends_with_the_choice(self, bench: Any) -> None:
+        puzzle = bench.puzzle(((1, 2), (2, 3)), 0)
+        method = TinyFusion(groups=["1:2", "2:3"], update="frozen", steps=220, **QUICK)
+        method.transform(Anatomy.of(puzzle.model), puzzle.context)
+        notes = puzzle.context.notes["diffusion.tinyfusion"]
+        history = notes["history"]
+        assert history["step"] == list(range(2, 221, 2))
+        assert {len(history[name]) for name in ("loss", "kept_probability", "confidence")} == {110}
+        assert history["kept_probability"][0] == pytest.approx([1 / 2] * 2 + [2 / 3] * 3, abs=0.05)
+        for row in history["kept_probability"]:
+            assert [sum(row[:2]), sum(row[2:])] == pytest.approx([1, 2], abs=5e-4)
+        assert history["confidence"][-1] == pytest.approx(notes["confidence"], abs=1e-4)
+        likely = [block for block, value in enumerate(history["kept_probability"][-1]) if value > 0.5]
+        assert likely == notes["kept_blocks"] == puzzle.important
+        assert history["loss"][-1] < history["loss"][0]
 
     def test_a_search_of_another_recipe_is_not_taken_up(self, bench: Any, tmp_path: Path) -> None:
         puzzle = bench.puzzle(((1, 2),) * 2, 0, work_directory=tmp_path)

@@ -154,7 +154,10 @@ class TestTraining:
         assert all(torch.equal(value, told[name]) for name, value in teacher.state_dict().items())
         assert not torch.equal(student.final_layer.linear.weight, before.final_layer.linear.weight)
         assert torch.equal(student.pos_embed, before.pos_embed)
-        assert held.notes[method(**QUICK).name]["steps"] == 30
+        notes = held.notes[method(**QUICK).name]
+        assert notes["steps"] == 30
+        assert notes["history"]["step"] == list(range(1, 31))
+        assert all(0 < loss < 100 for loss in notes["history"]["loss"])
 
     def test_a_teacher_is_approached(self) -> None:
         teacher, student = dit(), dit()
@@ -208,6 +211,8 @@ class TestTraining:
         often = {"save_every": 5}
         monkeypatch.setattr(Recovery, "_schedule", lambda m, seed: usual(m, seed).model_copy(update=often))
 
+        histories = []
+
         def recovered(work: Path, kill: bool = False) -> dict[str, Tensor]:
             teacher, student = dit(), dit()
             keep_blocks(Anatomy.of(student), [0, 2])
@@ -219,6 +224,7 @@ class TestTraining:
 
             held.progress = progress
             MaskedKD(steps=12, batch=4).transform(Anatomy.of(student), held)
+            histories.append(held.notes["distill.masked_kd"]["history"])
             return student.state_dict()
 
         whole = recovered(tmp_path / "whole")
@@ -227,6 +233,7 @@ class TestTraining:
         assert [path.name for path in (tmp_path / "killed").iterdir()] == ["step-00000010"]
         again = recovered(tmp_path / "killed")
         assert all(torch.equal(again[name], value) for name, value in whole.items())
+        assert histories[0] == histories[1]
 
 
 class TestRefusals:

@@ -60,9 +60,18 @@ class Gates(nn.Module):
             if on
         ]
 
-    def confidence(self) -> list[float]:
-        """The probability of that choice, by group."""
-        return [float((self.scaling * g.detach().float()).softmax(1).max()) for g in self.logits]
+    def probabilities(self) -> list[Tensor]:
+        """Of every choice of every group, `[C]`."""
+        return [(self.scaling * g.detach().float()).softmax(1)[0] for g in self.logits]
+
+    def kept_probability(self) -> Tensor:
+        """Of every block, that it is on: the sum over the choices that keep it, `[blocks]`."""
+        tables = (table.to(self.logits[0].device) for table in self.tables)
+        return torch.cat([p @ table for p, table in zip(self.probabilities(), tables, strict=True)])
+
+    def confidence(self) -> Tensor:
+        """Of the likeliest choice, by group, `[groups]`."""
+        return torch.stack([p.max() for p in self.probabilities()])
 
 
 def straight_through(scores: Tensor) -> Tensor:

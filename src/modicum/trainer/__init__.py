@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from modicum.trainer.average import Average, usual_decay
+from modicum.trainer.history import History
 from modicum.trainer.loop import Trainer
 from modicum.trainer.lora import lora
 from modicum.trainer.objectives import Objective, check_batch, objective_of
@@ -16,6 +17,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Group",
+    "History",
     "Loss",
     "Moment",
     "Objective",

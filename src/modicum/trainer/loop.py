@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from modicum.errors import InvalidSetting, NotFinite
 from modicum.trainer import checkpoints
 from modicum.trainer.average import Average
+from modicum.trainer.history import History, Watch, nothing
 from modicum.trainer.processes import accelerator, cuda_devices
 from modicum.trainer.records import Record, Trained
 from modicum.trainer.settings import Group, Settings
@@ -48,6 +49,7 @@ class Trainer:
         device: where a single process works; under `accelerate launch` every process has its own.
         callbacks: called after every step, on every process.
         report: receives a line of progress now and then, in one process.
+        watch: what the history records beside the loss; asked while the model holds its averages, if there are some.
     """
 
     model: nn.Module
@@ -60,14 +62,17 @@ class Trainer:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     callbacks: Sequence[Callable[[Record], None]] = ()
     report: Callable[[str], None] = lambda line: None
+    watch: Watch = nothing
     step: int = field(default=0, init=False)
     skipped: int = field(default=0, init=False)
     seconds: float = field(default=0.0, init=False)
     average: Average | None = field(default=None, init=False)
+    history: History = field(init=False)
 
     def __post_init__(self) -> None:
         self._in_a_row = 0
         self._mean = math.nan
+        self.history = History(self.settings.steps, self._watched)
         self._accelerator = accelerator(self.device)
         self._prepare()
         self._resume()
@@ -128,6 +133,7 @@ class Trainer:
         self.step += 1
         self._count(loss, skipped)
         record = Record(self.step, loss, gradient, factor, skipped)
+        self.history.add(record)
         for callback in self.callbacks:
             callback(record)
         return record
@@ -176,6 +182,7 @@ class Trainer:
             "in_a_row": self._in_a_row,
             "seconds": self.seconds,
             "loss": None if math.isnan(self._mean) else self._mean,
+            "history": self.history.state(),
         }
         averages = self.average.values if self.average is not None else {}
         checkpoints.save(self._accelerator, self.work, state, averages)
@@ -190,6 +197,8 @@ class Trainer:
             state["in_a_row"],
             state["loss"] if state["loss"] is not None else math.nan,
         )
+        if "history" in state:  # older checkpoints have none
+            self.history.restore(state["history"])
         if self.average is not None:
             for name, value in checkpoints.load_averages(averages).items():
                 self.average.values[name].copy_(value)
@@ -197,9 +206,19 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All weights of the model, on every process whole; the averages where there are some."""
-        with self.average.in_place() if self.average is not None else nullcontext():
+        with self.averaged():
             state: dict[str, Tensor] = self._accelerator.get_state_dict(self._wrapped)
             return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context in which the model holds the averages of its weights, where there are some."""
+        return self.average.in_place() if self.average is not None else nullcontext()
+
+    def _watched(self) -> dict[str, Tensor]:
+        if self.watch is nothing:
+            return {}
+        with self.averaged():  # copied before the model holds its own weights again
+            return {name: value.detach().clone() for name, value in self.watch().items()}
 
     def _identity(self) -> dict[str, Any]:
         fixed = self.settings.model_dump(mode="json", exclude={"save_every"})
