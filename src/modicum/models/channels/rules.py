@@ -123,24 +123,26 @@ def _concatenated(call: Call) -> Ids:
 
 
 def _split(call: Call) -> tuple[Ids, ...]:
-    size, dim = call.argument(1, "split_size", None), call.argument(2, "dim", 0)
-    if dim != 1:
+    """Pieces of sizes that the model's code says; it would say them of a smaller tensor too, so all must stay."""
+    if call.argument(2, "dim", 0) != 1:
         raise call.refuse("splits along another axis than channels")
-    total = len(call.given[0])
-    sizes = (
-        size
-        if isinstance(size, list | tuple)
-        else [size] * (total // size) + [total % size] * (total % size > 0)
-    )
-    return tuple(np.split(call.given[0], np.cumsum(sizes)[:-1]))
+    size, total = call.argument(1, "split_size", None), len(call.given[0])
+    cuts = np.cumsum(size)[:-1] if isinstance(size, list | tuple) else range(size, total, size)
+    call.ledger.fix(call.given[0])
+    return tuple(np.split(call.given[0], cuts))
 
 
 def _chunk(call: Call) -> tuple[Ids, ...]:
+    """Equal pieces: they stay equal if every piece loses the same positions."""
     if call.argument(2, "dim", 0) != 1:
         raise call.refuse("splits along another axis than channels")
     total, parts = len(call.given[0]), call.argument(1, "chunks", 1)
-    step = -(-total // parts)
-    return tuple(np.split(call.given[0], range(step, total, step)))
+    if total % parts:
+        raise call.refuse(f"splits {total} channels into {parts} pieces of different sizes")
+    first, *others = np.split(call.given[0], parts)
+    for other in others:
+        call.ledger.tie(first, other)
+    return (first, *others)
 
 
 def _item(call: Call) -> Ids:
@@ -158,6 +160,8 @@ def _flattened(call: Call) -> Ids:
     before, after = call.shapes[0], call.shape
     if after is None or len(after) != 2 or after[0] != before[0]:
         raise call.refuse("reshapes to something else than one vector per sample")
+    if call.name in ("view", "reshape") and call.node.args[-1] != -1:
+        call.ledger.fix(call.given[0])  # the width stands in the model's code
     return np.repeat(call.given[0], after[1] // before[1])
 
 
