@@ -71,6 +71,19 @@ class Layer:
         return self._storage.weight
 
     @property
+    def tensor(self) -> Tensor:
+        """The original's parameter that holds this matrix, in its own shape; experts share one.
+
+        Raises:
+            UnsupportedModel: the model was loaded with a form in this place.
+        """
+        return self._storage.tensor
+
+    def matrix(self, values: Tensor) -> Tensor:
+        """[out, in]: the part of `values`, which has the shape of `tensor`, that belongs to this matrix."""
+        return self._storage.matrix(values)
+
+    @property
     def bias(self) -> Tensor | None:
         """[out], or None."""
         if self._form is not None and self._storage.swappable:
@@ -100,6 +113,21 @@ class Layer:
             self._remember()
             self._take_out()
         self._storage.write(dense, bias)
+
+    def resize(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Let a matrix of another size take the place of this one for good; the anatomy is to be taken anew.
+
+        Args:
+            weight: [out, in], of any size.
+            bias: [out]; None leaves things as they are.
+
+        Raises:
+            UnsupportedModel: it is compressed already, or the code around it relies on its size.
+        """
+        if self._form is not None:
+            raise UnsupportedModel(f"{self.name} is compressed already.", "Change its size first.")
+        self._storage.resize(weight, bias)
+        self.out_features, self.in_features = self._storage.shape
 
     def replace(self, form: WeightForm) -> None:
         """Let `form` [out, in] take the place of this matrix; the original is kept, for `restore`.

@@ -30,9 +30,18 @@ class Storage(ABC):
         self.module = module
 
     @property
+    def tensor(self) -> Tensor:
+        """The parameter that holds the matrix."""
+        return self.module.weight  # type: ignore[return-value]
+
     @abstractmethod
+    def matrix(self, values: Tensor) -> Tensor:
+        """The part of `values`, which has the shape of the parameter, that belongs to this matrix: [out, in]."""
+
+    @property
     def weight(self) -> Tensor:
         """The matrix, [out, in]: a view of the parameter, so writing into it writes the model."""
+        return self.matrix(self.tensor)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -57,6 +66,20 @@ class Storage(ABC):
         if bias is not None and self.bias is not None:
             self.bias.copy_(bias)
 
+    def resize(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Let a matrix [out, in] of another size, and its bias [out], take the place of what is there.
+
+        Raises:
+            UnsupportedModel: the code around it relies on its size.
+        """
+        raise UnsupportedModel(f"A {type(self.module).__name__} cannot change its size.", "Leave it whole.")
+
+    def _renew(self, weight: Tensor, bias: Tensor | None) -> None:
+        wanted = self.weight.requires_grad
+        self.module.weight = nn.Parameter(weight.contiguous(), wanted)
+        if bias is not None:
+            self.module.bias = nn.Parameter(bias.to(weight.dtype), wanted)
+
 
 class LinearStorage(Storage):
     """An nn.Linear: the parameter is the matrix."""
@@ -64,9 +87,12 @@ class LinearStorage(Storage):
     kind = "linear"
     swappable = True
 
-    @property
-    def weight(self) -> Tensor:
-        return self.module.weight  # type: ignore[return-value]
+    def matrix(self, values: Tensor) -> Tensor:
+        return values
+
+    def resize(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._renew(weight, bias)
+        self.module.out_features, self.module.in_features = weight.shape  # type: ignore[assignment]
 
 
 class Conv1DStorage(Storage):
@@ -75,9 +101,12 @@ class Conv1DStorage(Storage):
     kind = "conv1d"
     swappable = True
 
-    @property
-    def weight(self) -> Tensor:
-        return self.module.weight.t()  # type: ignore[operator]
+    def matrix(self, values: Tensor) -> Tensor:
+        return values.t()
+
+    def resize(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._renew(weight.t(), bias)
+        self.module.nf, self.module.nx = weight.shape  # type: ignore[assignment]
 
 
 class Conv2dStorage(Storage):
@@ -85,9 +114,8 @@ class Conv2dStorage(Storage):
 
     kind = "conv2d"
 
-    @property
-    def weight(self) -> Tensor:
-        return self.module.weight.flatten(1)  # type: ignore[operator]
+    def matrix(self, values: Tensor) -> Tensor:
+        return values.flatten(1)
 
     @torch.no_grad()
     def write(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -108,8 +136,11 @@ class ExpertStorage(Storage):
         self.parameter, self.expert, self.rows = parameter, expert, rows
 
     @property
-    def weight(self) -> Tensor:
-        return getattr(self.module, self.parameter)[self.expert, self.rows]
+    def tensor(self) -> Tensor:
+        return getattr(self.module, self.parameter)
+
+    def matrix(self, values: Tensor) -> Tensor:
+        return values[self.expert, self.rows]
 
     @property
     def bias(self) -> Tensor | None:
@@ -125,6 +156,14 @@ class FormStorage(Storage):
 
     kind = "linear"
     swappable = True
+
+    @property
+    def tensor(self) -> Tensor:
+        kind = type(self.module).__name__
+        raise UnsupportedModel(f"A {kind} has no weights to take gradients of.", "Begin with the original.")
+
+    def matrix(self, values: Tensor) -> Tensor:
+        return values
 
     @property
     def weight(self) -> Tensor:
