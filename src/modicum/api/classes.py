@@ -1,7 +1,8 @@
-"""Diffusion transformers: open one with the autoencoder of its latents, and say what it is to draw."""
+"""DiT, SiT and MAR: open one with the autoencoder of its latents, and say what it is to draw."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -14,11 +15,14 @@ from modicum.api.inputs import random_labels, seeds_from
 from modicum.api.loading import load
 from modicum.errors import InvalidSetting, UnsupportedModel
 from modicum.evaluate.denoising import ClassRequest
-from modicum.models.dit import DiT
+from modicum.models.class_models import ClassModel
 from modicum.models.dit.model import SAMPLERS
 from modicum.models.dit.vae import load_vae
+from modicum.models.mar import MAR
+from modicum.zoo.locate import locate
 
-CFG, STEPS = 1.5, 250  # as published
+CFG, STEPS = 1.5, 250  # as published for DiT and SiT
+MAR_SETTINGS = {"cfg": 3.0, "iterations": 64, "steps": 100}  # as published
 EQUAL_STEPS = "heun"  # solver of "ode" when the steps are counted; by default it chooses them itself
 
 
@@ -28,12 +32,13 @@ def load_denoiser(
     vae: str | Path | None = None,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
-) -> tuple[DiT, nn.Module | None]:
-    """Open a DiT or SiT, pruned or not, ready to draw pictures.
+) -> tuple[ClassModel, nn.Module | None]:
+    """Open a DiT, SiT or MAR, compressed or not, ready to draw pictures.
 
     Args:
-        model: a directory, or a nano model's name.
-        vae: directory of a diffusers AutoencoderKL, for a model that draws latents.
+        model: a directory of modicum or diffusers, or a nano model's name.
+        vae: directory of a diffusers AutoencoderKL, for a model that draws latents; by default that of the diffusers
+            pipeline that `model` is.
         dtype: compute dtype of the transformer; float32 by default.
         device: where both go.
 
@@ -41,18 +46,21 @@ def load_denoiser(
         The model, and the autoencoder of a model of latents.
 
     Raises:
-        UnsupportedModel: it is no diffusion transformer.
+        UnsupportedModel: it draws no classes out of noise.
         InvalidSetting: an autoencoder is missing, or given to a model that needs none or another one.
     """
     opened = load(model, dtype=dtype, device=device)
-    if not isinstance(opened, DiT):
+    if not isinstance(opened, ClassModel):
         raise UnsupportedModel(
-            f"{Path(model).name} is no diffusion transformer.", "Give a DiT or SiT model, or nano-dit."
+            f"{Path(model).name} is no diffusion transformer.", "Give a DiT, SiT or MAR model, or nano-dit."
         )
     if opened.config.pixel_space:
         if vae is not None:
             raise InvalidSetting(f"{Path(model).name} draws pixels itself.", "Leave --vae out.")
         return opened, None
+    beside = locate(model) / "vae"
+    if vae is None and (beside / "config.json").is_file():
+        vae = beside
     if vae is None:
         raise InvalidSetting(
             f"{Path(model).name} draws latents, which only an autoencoder turns into pictures.",
@@ -62,7 +70,7 @@ def load_denoiser(
 
 
 def request(
-    model: DiT,
+    model: ClassModel,
     *,
     labels: Sequence[int] = (),
     count: int | None = None,
@@ -78,10 +86,10 @@ def request(
         count: images in all; by default one per label.
         seed: of the first image.
         at_once: images per batch.
-        **sampling: cfg, steps and sampler of `DiT.generate`.
+        **sampling: cfg, steps and sampler of `DiT.generate`, or cfg, iterations and steps of `MAR.generate`.
 
     Raises:
-        InvalidSetting: a label, count or seed out of range.
+        InvalidSetting: a label, count or seed out of range, or a setting that this model does not have.
     """
     classes = model.config.num_classes
     for label in labels:
@@ -92,8 +100,17 @@ def request(
     return ClassRequest(chosen, seeds, _complete(model, sampling), at_once)
 
 
-def _complete(model: DiT, sampling: dict[str, Any]) -> dict[str, Any]:
+def _complete(model: ClassModel, sampling: dict[str, Any]) -> dict[str, Any]:
     """Sampling settings with the defaults of the model, so that what is reported says how it was drawn."""
+    known = inspect.signature(model.generate).parameters
+    for key in sampling:
+        if key not in known:
+            raise InvalidSetting(
+                f"{key} says nothing to a {model.config.kind!r} model.",
+                "MAR takes cfg, iterations and steps; DiT and SiT take cfg, steps and sampler.",
+            )
+    if isinstance(model, MAR):
+        return {**MAR_SETTINGS, **sampling}
     found = {"cfg": CFG, "sampler": SAMPLERS[model.config.kind][0], **sampling}
     if found["sampler"] == "ode":
         return {**found, "solver": EQUAL_STEPS} if "steps" in sampling else found

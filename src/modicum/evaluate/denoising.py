@@ -1,4 +1,4 @@
-"""Drawing classes with a diffusion transformer, and how long it takes.
+"""Drawing classes with DiT, SiT or MAR, and how long it takes.
 
 Every picture has a seed of its own for its first noise and for the noise of every step, so it is the same picture
 alone, in a batch, and from a pruned model: what differs between two models then is the models.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from modicum.errors import InvalidSetting
 from modicum.evaluate.inference import device_of, evaluating
-from modicum.models.dit import DiT
+from modicum.models.class_models import ClassModel
 
 StepProgress = Callable[[int, int], None]
 """Called with the number of steps that are done, and of all steps of the batch."""
@@ -30,7 +30,7 @@ class ClassRequest:
     Attributes:
         labels: one class per picture.
         seeds: one per picture.
-        settings: further arguments of `DiT.generate`, such as cfg and steps.
+        settings: further arguments of the model's `generate`, such as cfg and steps.
         at_once: pictures per batch.
 
     Raises:
@@ -53,7 +53,7 @@ class ClassRequest:
             )
 
     def batches(self) -> list[dict[str, Any]]:
-        """Arguments of `DiT.generate`, batch by batch."""
+        """Arguments of the model's `generate`, batch by batch."""
         parts = [slice(i, i + self.at_once) for i in range(0, len(self.seeds), self.at_once)]
         return [
             {"labels": self.labels[part], "seed": list(self.seeds[part]), **self.settings} for part in parts
@@ -74,7 +74,7 @@ class Drawn:
 
 
 def draw_classes(
-    model: DiT,
+    model: ClassModel,
     request: ClassRequest,
     vae: nn.Module | None = None,
     progress: StepProgress = lambda done, of: None,
@@ -93,7 +93,7 @@ def draw_classes(
 
 
 def draw_batch(
-    model: DiT,
+    model: ClassModel,
     batch: Mapping[str, Any],
     vae: nn.Module | None = None,
     progress: StepProgress = lambda done, of: None,

@@ -12,6 +12,7 @@ from modicum.data.text import load_text
 from modicum.data.windows import token_stream
 from modicum.errors import UnusableData
 from modicum.formats.shards import Shards
+from modicum.models.class_models import ClassConfig
 
 FLIPPED = "_flipped"  # ending of the name of a second version of a tensor
 
@@ -61,3 +62,33 @@ def file_samples(file: Path) -> Samples:
             f"{file} holds {unknown[0]}{FLIPPED} without {unknown[0]}.", "Store both or neither."
         )
     return Table(tensors, versions)
+
+
+def check_pictures(data: Table, config: ClassConfig, source: str) -> None:
+    """Refuse pictures that a model cannot be trained on, before training begins.
+
+    Args:
+        data: rows x0 (pictures or latents) and y (classes).
+        config: of the model.
+        source: where they come from, for the message.
+
+    Raises:
+        UnusableData: a class that the model does not have, or pictures of another size.
+    """
+    labels, pictures = (data.versions.get(name, ()) for name in ("y", "x0"))
+    strangers = [
+        label for y in labels for label in y.unique().tolist() if not 0 <= label < config.num_classes
+    ]
+    if strangers:
+        raise UnusableData(
+            f"{source} holds pictures of class {strangers[0]} (y); the model has classes 0 to "
+            f"{config.num_classes - 1}.",
+            "Leave them out, or train the model that has as many classes as the data.",
+        )
+    wanted = (config.in_channels, config.input_size, config.input_size)
+    for x0 in pictures:
+        if tuple(x0.shape[1:]) != wanted:
+            raise UnusableData(
+                f"{source} holds pictures (x0) of shape {list(x0.shape[1:])}; the model draws {list(wanted)}.",
+                "Encode them for this model: modicum encode-latents --for MODEL.",
+            )

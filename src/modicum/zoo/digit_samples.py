@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from modicum.data.samples import Samples
-from modicum.models.dit import DiTConfig
+from modicum.models.class_models import ClassConfig
 from modicum.zoo.digits import CLASSES, jitter, load_digits
 from modicum.zoo.dit_card import to_canvas
 
@@ -21,7 +21,7 @@ class DigitSamples(Samples):
         MissingExtra: scikit-learn is not installed.
     """
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: ClassConfig) -> None:
         self.config, self.digits = config, load_digits("train")
         self.count = len(self.digits.labels)
 
@@ -31,6 +31,6 @@ class DigitSamples(Samples):
         return {"x0": to_canvas(images, self.config), "y": self.digits.labels[rows]}
 
 
-def draws_digits(config: DiTConfig) -> bool:
+def draws_digits(config: ClassConfig) -> bool:
     """Whether a model of this configuration can be shown the digits."""
     return config.pixel_space and config.num_classes == CLASSES and config.in_channels in (1, 3)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from modicum.models.class_models import ClassConfig
 from modicum.models.dit import DiT, DiTConfig, GaussianDiffusion
 from modicum.models.dit.respacing import STEPS
 from modicum.zoo.digits import CLASSES, SIDE, Judge, load_digits
@@ -17,7 +18,7 @@ SAMPLING: dict[str, Any] = {"cfg": 1.5, "steps": 50, "sampler": "ddpm"}
 _TIMES = 25  # at which the held-out loss is taken
 
 
-def to_canvas(images: Tensor, config: DiTConfig) -> Tensor:
+def to_canvas(images: Tensor, config: ClassConfig) -> Tensor:
     """Digits `[n, 3, 32, 32]` in [0, 1] as the model sees them: `[n, channels, side, side]` in [-1, 1]."""
     small = F.adaptive_avg_pool2d(images[:, : config.in_channels], config.input_size)
     return small * 2 - 1
