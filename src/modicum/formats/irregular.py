@@ -1,9 +1,9 @@
 """Models whose layers differ in width, heads or experts: what config.json cannot say, found and put back.
 
 A config has one intermediate size and one number of heads for all layers. A structured method leaves layers of
-different sizes, which the weights themselves show: the difference between a model and the regular model of its
-config is a list of parameter shapes and of a few integers (heads per group, number of experts). `differences` finds
-both, whatever method made them; `reshape` gives them to a freshly built model, before its weights are read; `check`
+different sizes, and biases where the architecture has none, which the weights themselves show: the difference between
+a model and the regular model of its config is a list of parameter shapes and of a few integers (heads per group, number
+of experts). `differences` finds both, whatever method made them; `reshape` gives them to a freshly built model, before its weights are read; `check`
 holds them against the stored tensors, because modicum.json may be damaged and a wrong size must not be allocated.
 """
 
@@ -53,8 +53,19 @@ def differences(
         shape = _shape(model, regular, name, forms)
         if shape is not None and shape != list(tensor.shape):
             shapes[name] = shape
-    _refuse_extra(model, regular, forms)
+    added = {name: list(bias.shape) for name, bias in added_biases(model, regular)}
+    shapes |= {name: shape for name, shape in added.items() if name.rpartition(".")[0] not in forms}
+    _refuse_extra(model, regular, (*forms, *added))
     return shapes, _attributes(model, regular, forms)
+
+
+def added_biases(model: nn.Module, regular: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Biases of linear layers that have none in the regular model, by name."""
+    for path, twin in regular.named_modules():
+        if isinstance(twin, nn.Linear) and twin.bias is None:
+            bias = getattr(model.get_submodule(path), "bias", None)
+            if isinstance(bias, Tensor):
+                yield f"{path}.bias", bias
 
 
 def _shape(model: nn.Module, regular: nn.Module, name: str, forms: dict[str, WeightForm]) -> list[int] | None:
@@ -89,9 +100,9 @@ def tensor_at(model: nn.Module, regular: nn.Module, name: str) -> Tensor:
     return tensor.t() if turned else tensor
 
 
-def _refuse_extra(model: nn.Module, regular: nn.Module, forms: Collection[str]) -> None:
-    known = set(regular.state_dict(keep_vars=True))
-    below = tuple(f"{name}." for name in forms)
+def _refuse_extra(model: nn.Module, regular: nn.Module, explained: Collection[str]) -> None:
+    known = {*regular.state_dict(keep_vars=True), *explained}
+    below = tuple(f"{name}." for name in explained)
     extra = [n for n in model.state_dict(keep_vars=True) if n not in known and not n.startswith(below)]
     if extra:
         raise UnsupportedModel(
@@ -168,6 +179,8 @@ def _set_shape(model: nn.Module, name: str, shape: list[int]) -> None:
     path, _, leaf = name.rpartition(".")
     module = submodule(model, path)
     old = getattr(module, leaf, None)
+    if old is None and leaf == "bias" and isinstance(module, nn.Linear):
+        old = nn.Parameter(module.weight.detach()[:, 0], module.weight.requires_grad)
     if not isinstance(old, Tensor):
         raise CheckpointError(f"modicum.json gives a shape for {name}, which the model does not have.")
     if len(shape) != old.dim() or any(size < 0 for size in shape):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
 from modicum.errors import OutputExists, UnsupportedModel
-from modicum.formats.irregular import differences, stored_tensors, tensor_at
+from modicum.formats.irregular import added_biases, differences, stored_tensors, tensor_at
 from modicum.formats.manifest import Manifest
 from modicum.formats.merge import join_all, plan_shards
 from modicum.formats.native import config_entries
@@ -35,7 +35,6 @@ from modicum.pipeline.checkpoint import COMPANIONS, file_hash
 from modicum.pipeline.run import check_space
 from modicum.version import __version__
 from modicum.weights.base import WeightForm, dtype_name, make_spec
-from modicum.weights.dense import DenseWeight
 from modicum.weights.packed import PackedWeight
 
 
@@ -71,7 +70,7 @@ def save_model(
         raise OutputExists(f"{directory} exists.", "Choose another directory, or pass overwrite=True.")
     config = regular_config(model)
     regular = skeleton(config)
-    forms = forms_of(model, regular)
+    forms = forms_of(model)
     shapes, attributes = differences(model, regular, forms)
     written = _described(manifest or Manifest(), forms).model_copy(
         update={"shapes": shapes, "attributes": attributes}
@@ -117,12 +116,8 @@ def regular_config(model: Any) -> Any:
     return config
 
 
-def forms_of(model: nn.Module, regular: nn.Module) -> dict[str, WeightForm]:
-    """Every layer that is stored in a form: weight forms, and dense layers that no config can describe.
-
-    A linear layer that compressed-tensors loaded becomes packed. One with a bias that the config does not imply is
-    stored as a dense form, which has its own.
-    """
+def forms_of(model: nn.Module) -> dict[str, WeightForm]:
+    """Every layer that is stored in a form. A linear layer that compressed-tensors loaded becomes packed."""
     found: dict[str, WeightForm] = {}
     for name, module in model.named_modules():
         if isinstance(module, WeightForm):
@@ -130,17 +125,7 @@ def forms_of(model: nn.Module, regular: nn.Module) -> dict[str, WeightForm]:
         elif isinstance(module, nn.Linear) and hasattr(module, "quantization_scheme"):
             packed = repacked(module)
             found |= {name: packed} if packed is not None else {}
-        elif isinstance(module, nn.Linear) and module.bias is not None and _lacks_bias(regular, name):
-            found[name] = DenseWeight.from_dense(module.weight, module.bias)
     return found
-
-
-def _lacks_bias(regular: nn.Module, name: str) -> bool:
-    try:
-        twin = regular.get_submodule(name)
-    except AttributeError:
-        return False
-    return isinstance(twin, nn.Linear) and twin.bias is None
 
 
 def repacked(module: Any) -> PackedWeight | None:
@@ -178,6 +163,7 @@ def _tensors(model: Any, regular: nn.Module, forms: dict[str, WeightForm]) -> di
     """Everything to store, under the names that a checkpoint of this architecture has."""
     names = [name for name, _ in stored_tensors(regular) if name.rpartition(".")[0] not in forms]
     dense = {name: tensor_at(model, regular, name).detach() for name in names}
+    dense |= {n: bias.detach() for n, bias in added_biases(model, regular) if n.rpartition(".")[0] not in forms}
     _check_tied(model, regular, dense)
     for name, tensor in dense.items():
         if tensor.is_meta:

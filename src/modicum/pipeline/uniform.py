@@ -78,7 +78,7 @@ def is_uniform(directory: Path) -> bool:
 
 def irregular(model: nn.Module, regular: nn.Module) -> list[str]:
     """Names of what differs between a dense model and the regular model of its config."""
-    forms = forms_of(model, regular)
+    forms = forms_of(model)
     shapes, attributes = differences(model, regular, forms)
     return [*shapes, *attributes, *forms]
 
