@@ -46,13 +46,11 @@ class Code:
     end: tuple[int, int] = (0, 0)
 
     def ordered(self) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
-        """The symbols in the order of their codes, uint8 [k], and where each begins, as a 32-bit fraction, uint32 [k]."""
+        """The symbols in the order of their codes, uint8 [k], and where each begins in 2 ** 32, uint32 [k]."""
         symbols = np.flatnonzero(self.lengths)
-        starts = (self.codes[symbols].astype(np.uint64) << (32 - self.lengths[symbols].astype(np.uint64))).astype(
-            np.uint32
-        )
+        starts = self.codes[symbols].astype(np.uint64) << (32 - self.lengths[symbols].astype(np.uint64))
         order = np.argsort(starts, kind="stable")
-        return symbols[order].astype(np.uint8), starts[order]
+        return symbols[order].astype(np.uint8), starts[order].astype(np.uint32)
 
 
 def code_of_counts(counts: NDArray[np.int64]) -> Code:

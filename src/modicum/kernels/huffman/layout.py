@@ -127,11 +127,13 @@ def prepare(encoded: Encoded, name: str = "weights") -> Prepared:
     begins[-1] = -1
     code, device = code_of_luts(luts, f"{name}.luts"), encoded.encoded_exponent.device
     firsts = torch.from_numpy(positions.astype(np.int32)).to(device)
-    return Prepared(encoded, name, code, tables_of(code), positions, begins, lane_tables(code, device), firsts)
+    return Prepared(
+        encoded, name, code, tables_of(code), positions, begins, lane_tables(code, device), firsts
+    )
 
 
 def _check_types(encoded: Encoded, name: str) -> None:
-    expected = {key: torch.uint8 for key in encoded.tensors()}
+    expected = dict.fromkeys(encoded.tensors(), torch.uint8)
     expected |= {"split_positions": torch.int64, "low": torch.int16}
     for key, tensor in encoded.tensors().items():
         if tensor.dtype != expected[key] or tensor.ndim != (2 if key == "luts" else 1):
@@ -139,7 +141,9 @@ def _check_types(encoded: Encoded, name: str) -> None:
         if not tensor.is_contiguous():
             refuse(name, f"{key} is not contiguous")
     if encoded.dtype not in DTYPES or (encoded.low is None) != (encoded.dtype != torch.float32):
-        refuse(name, f"weights of {encoded.dtype} {'need' if encoded.low is None else 'have no'} lower halves")
+        refuse(
+            name, f"weights of {encoded.dtype} {'need' if encoded.low is None else 'have no'} lower halves"
+        )
     if len(encoded.output_positions) < 8 or len(encoded.output_positions) % 4:
         refuse(name, f"output_positions holds {len(encoded.output_positions)} bytes")
 
@@ -169,9 +173,12 @@ def _check_sizes(encoded: Encoded, positions: NDArray[np.int64], name: str) -> i
 
 def unpacked_gaps(gaps: Tensor) -> Tensor:
     """`gaps`, uint8 [320 * blocks], one number per chunk: int64 [512 * blocks]."""
-    bytes_, bit = gaps.view(-1, GAP_BITS).long(), torch.arange(8, device=gaps.device) * GAP_BITS
-    number = sum(bytes_[:, i] << (8 * (GAP_BITS - 1 - i)) for i in range(GAP_BITS))  # [n / 8], 40 bits
-    return (number[:, None] >> (8 * GAP_BITS - GAP_BITS - bit) & 31).flatten()
+    groups = gaps.view(-1, GAP_BITS).long()  # 40 bits, of 8 chunks
+    bytewise, gapwise = (
+        torch.arange(start, -1, -step, device=gaps.device) for start, step in ((32, 8), (35, 5))
+    )
+    numbers = (groups << bytewise).sum(1, keepdim=True)
+    return (numbers >> gapwise & 31).flatten()
 
 
 def packed_gaps(gaps: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -181,4 +188,6 @@ def packed_gaps(gaps: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def refuse(name: str, wrong: str) -> NoReturn:
     """Say that the arrays of a group contradict each other."""
-    raise CheckpointError(f"{name}: {wrong}.", "The file is damaged or not of DFloat11; fetch or make it again.")
+    raise CheckpointError(
+        f"{name}: {wrong}.", "The file is damaged or not of DFloat11; fetch or make it again."
+    )

@@ -45,7 +45,9 @@ def luts_of(code: Code) -> NDArray[np.uint8]:
     return luts
 
 
-def _write(luts: NDArray[np.uint8], written: NDArray[np.bool_], row: int, first: int, n: int, entry: int) -> None:
+def _write(
+    luts: NDArray[np.uint8], written: NDArray[np.bool_], row: int, first: int, n: int, entry: int
+) -> None:
     luts[row, first : first + n] = entry
     written[row, first : first + n] = True
 
@@ -89,7 +91,12 @@ def _rows(tables: NDArray[np.uint8], name: str) -> tuple[NDArray[np.int64], list
 
 
 def _place(
-    tables: NDArray[np.uint8], depths: NDArray[np.int64], leads: list[int], symbol: int, length: int, name: str
+    tables: NDArray[np.uint8],
+    depths: NDArray[np.int64],
+    leads: list[int],
+    symbol: int,
+    length: int,
+    name: str,
 ) -> int:
     """The code of a symbol: the first place of its length that holds it."""
     free = -length % 8
@@ -109,4 +116,6 @@ def _refuse_overlaps(code: Code, name: str) -> None:
 
 
 def _refuse(name: str, wrong: str) -> NoReturn:
-    raise CheckpointError(f"{name} {wrong}.", "The file is damaged or not of DFloat11; fetch or make it again.")
+    raise CheckpointError(
+        f"{name} {wrong}.", "The file is damaged or not of DFloat11; fetch or make it again."
+    )

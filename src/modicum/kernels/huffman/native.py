@@ -22,7 +22,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from modicum.kernels.huffman.layout import BLOCK_BITS, CHUNK_BITS
+from modicum.kernels.huffman.layout import BLOCK_BITS
 from modicum.kernels.huffman.tables import MAX_SYMBOLS, WINDOW
 
 LOOKUPS = 5  # windows of a word: 64 bits, of which up to 7 lie before the next code
@@ -62,7 +62,10 @@ def _pointer(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
 @njit(nogil=True, cache=True)
 def count(words: NDArray[np.uint16], counts: NDArray[np.int64]) -> None:
     """Add how often each symbol occurs in `words`, uint16 [n], to `counts`, int64 [256]."""
-    even, odd = np.zeros(256, np.int64), np.zeros(256, np.int64)  # equal neighbours need not wait for each other
+    even, odd = (
+        np.zeros(256, np.int64),
+        np.zeros(256, np.int64),
+    )  # equal neighbours need not wait for each other
     for i in range(0, len(words) - 1, 2):
         even[(words[i] >> 7) & 0xFF] += 1
         odd[(words[i + 1] >> 7) & 0xFF] += 1
@@ -158,12 +161,16 @@ def _read(
     lengths: NDArray[np.uint8],
     decoded: NDArray[np.uint8],
 ) -> int:
-    """Read `count` codes from bit `position` on into `decoded`, uint8 [count + SLACK]; the bit behind the last, or -1."""
+    """Read `count` codes from bit `position` on into `decoded`, uint8 [count + SLACK].
+
+    Returns:
+        The bit behind the last code, or -1 if there is one that no symbol has.
+    """
     done, shift = 0, _U(64 - WINDOW)
     fast = count - LOOKUPS * MAX_SYMBOLS
     last_word = 8 * (len(stream) - 8)
     while done < fast and position <= last_word:
-        word = _load(stream, position >> 3) << _U(position & 7)
+        word = _load(stream, position >> 3) << _U(position & 7)  # type: ignore[call-arg]
         entry = _U(0)
         for _ in range(LOOKUPS):
             entry = windows[word >> shift]
@@ -194,7 +201,9 @@ def _join(raw: NDArray[np.uint8], symbols: NDArray[np.uint8], out: NDArray[np.ui
     """Sign and low bits, uint8 [n], with the symbols between them: uint16 [n]."""
     for i in range(len(raw)):
         low, middle = np.uint16(raw[i]), np.uint16(symbols[i])
-        out[i] = ((low & np.uint16(0x80)) << np.uint16(8)) | (middle << np.uint16(7)) | (low & np.uint16(0x7F))
+        out[i] = (
+            ((low & np.uint16(0x80)) << np.uint16(8)) | (middle << np.uint16(7)) | (low & np.uint16(0x7F))
+        )
 
 
 @njit(nogil=True, cache=True)
@@ -232,4 +241,37 @@ def decode_blocks(
         if end < 0 or end > 8 * len(stream) or (end != begins[block + 1] and begins[block + 1] >= 0):
             return block
         _join(raw[start : start + count], decoded, out[start : start + count])
+    return -1
+
+
+@njit(nogil=True, cache=True)
+def wrong_gap(
+    stream: NDArray[np.uint8],
+    begins: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    gaps: NDArray[np.uint8],
+    first: NDArray[np.int16],
+    symbols: NDArray[np.uint8],
+    starts: NDArray[np.uint32],
+    lengths: NDArray[np.uint8],
+) -> int:
+    """The first chunk whose gap, uint8 [chunks], is not where a code first begins in it, or -1.
+
+    Args:
+        first: int16 [2 ** WINDOW], `LaneTables`; the other arguments are those of `decode_blocks`.
+    """
+    for block in range(len(begins) - 1):
+        position, chunk = begins[block], -1
+        for _ in range(positions[block + 1] - positions[block]):
+            if position >> 6 != chunk:
+                chunk = position >> 6
+                if chunk >= len(gaps) or gaps[chunk] != position & 63:
+                    return chunk
+            word = _load_any(stream, position >> 3) << _U(position & 7)
+            code = int(first[word >> _U(64 - WINDOW)])
+            if code == 0:
+                code = _next(word, symbols, starts, lengths)
+            if code == 0:
+                return chunk
+            position += code >> 8
     return -1

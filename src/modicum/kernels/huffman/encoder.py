@@ -119,17 +119,20 @@ class _Writer:
     def write(self, words: NDArray[np.uint16], raw: NDArray[np.uint8]) -> None:
         """Append the symbols of 16-bit weights, uint16 [n], and put their other bits into `raw`, uint8 [n]."""
         code = self.code
-        compiled().write(words, code.codes, code.lengths, self.state, self.stream, self.gaps, self.positions, raw)
+        compiled().write(
+            words, code.codes, code.lengths, self.state, self.stream, self.gaps, self.positions, raw
+        )
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor]:
         """Fill the last byte with the end symbol; the stream, the gaps and the positions as they are stored."""
         pad, waiting = -self.bits % 8, self.bits % 32
-        if pad:
-            self._mark_end()
         if waiting:
             end, length = self.code.end
             head = end >> (length - pad) if length > pad else end << (pad - length)
-            self.stream[-1] = (int(self.state[0]) & ((1 << waiting) - 1)) << (32 - waiting) | head << (32 - waiting - pad)
+            tail = (int(self.state[0]) & ((1 << waiting) - 1)) << pad | head
+            self.stream[-1] = tail << (32 - waiting - pad)
+        if pad:
+            self._mark_end()
         stream = self.stream.byteswap(inplace=True).view(np.uint8)[: self.size]
         positions = self.positions.view(np.uint8)
         return torch.from_numpy(stream), torch.from_numpy(packed_gaps(self.gaps)), torch.from_numpy(positions)

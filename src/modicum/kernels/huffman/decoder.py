@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modicum.errors import MissingExtra
 from modicum.kernels.huffman.compiled import compiled
-from modicum.kernels.huffman.layout import Prepared, refuse
+from modicum.kernels.huffman.layout import Prepared, refuse, unpacked_gaps
 from modicum.kernels.huffman.stepwise import decode_stepwise
 
 
@@ -58,6 +58,22 @@ def _decode_words(prepared: Prepared, out: Tensor, threads: int) -> None:
         decode_stepwise(prepared, out)
     else:
         decode_compiled(prepared, out, threads)
+
+
+def check_gaps(prepared: Prepared) -> None:
+    """Compare every gap with the codes of a group on a CPU; decoding there reads only the first gap of a block.
+
+    Raises:
+        CheckpointError: a gap is not where the first code of its chunk begins, or the stream cannot be read.
+        MissingExtra: Numba is not installed.
+    """
+    encoded, tables = prepared.encoded, prepared.tables
+    gaps = unpacked_gaps(encoded.gaps).to(torch.uint8).numpy()
+    places = (encoded.encoded_exponent.numpy(), prepared.begins, prepared.positions, gaps)
+    code = (prepared.lanes.first.numpy(), tables.symbols, tables.starts, tables.lengths)
+    chunk = compiled().wrong_gap(*places, *code)
+    if chunk >= 0:
+        refuse(prepared.name, f"the gap of chunk {chunk} is not where its first code begins")
 
 
 def decode_compiled(prepared: Prepared, out: Tensor, threads: int = 1) -> None:
