@@ -24,7 +24,7 @@ from modicum.version import __version__
 if TYPE_CHECKING:
     from modicum.api import compare, compress, load, save
     from modicum.api.images import compare_kv
-    from modicum.api.policies import fit_policy
+    from modicum.api.policies import fit_policy, saved_policies
     from modicum.errors import ModicumError
     from modicum.pipeline.recipe import Recipe
 
@@ -38,6 +38,7 @@ __all__ = [
     "fit_policy",
     "load",
     "save",
+    "saved_policies",
 ]
 
 _HOMES = {
@@ -49,6 +50,7 @@ _HOMES = {
     "fit_policy": "modicum.api.policies",
     "load": "modicum.api",
     "save": "modicum.api",
+    "saved_policies": "modicum.api.policies",
 }
 
 hook.install()

@@ -213,7 +213,13 @@ class ModelMethod(Method):
 
 
 class Policy(ABC):
-    """What a runtime method leaves attached to a model; saved as JSON beside the weights."""
+    """What a runtime method leaves attached to a model; saved as JSON beside the weights.
+
+    Attributes:
+        method: that was fitted, with all settings.
+    """
+
+    method: RuntimeMethod
 
     @abstractmethod
     def attach(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
@@ -225,11 +231,32 @@ class Policy(ABC):
 
 
 class RuntimeMethod(Method):
-    """A method that changes how a model runs."""
+    """A method that changes how a model runs.
+
+    Attributes:
+        decides: what it decides; two methods that decide the same cannot run one model.
+        runs: `model_type` of the models that it can run.
+    """
+
+    decides: ClassVar[str]
+    runs: ClassVar[tuple[str, ...]]
+
+    def measures(self) -> bool:
+        """Whether `fit` reads the context's batches."""
+        return False
 
     @abstractmethod
     def fit(self, anatomy: Anatomy, context: Context) -> Policy:
         """The policy for this model."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, data: Mapping[str, Any]) -> Policy:
+        """The policy that `Policy.to_json` wrote.
+
+        Raises:
+            CheckpointError: something else, of another version, or damaged.
+        """
 
 
 _REGISTRY: dict[str, type[Method]] = {}

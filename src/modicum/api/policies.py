@@ -1,28 +1,32 @@
-"""Cache policies by name: settings, budget, and the fit to a model."""
+"""Policies of runtime methods: by name with settings, fitted to a model, or saved beside its weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
+from torch import nn
 
 from modicum.allocate.budget_file import read_budget
 from modicum.allocate.cache_size import parse_budget
 from modicum.api.inputs import calibration, guided, request
 from modicum.cache import CacheMethod, CachePolicy, policy_from_json
 from modicum.cache.scalekv import ScaleKV
+from modicum.diffusion.step_cache import StepMethod, StepPolicy
 from modicum.errors import InvalidSetting, UnknownName
 from modicum.evaluate.drawing import Request
 from modicum.evaluate.inference import device_of
-from modicum.method import Context, build, registry
+from modicum.formats.policies import Policies
+from modicum.method import Context, Policy, RuntimeMethod, build, registry
 from modicum.models import Anatomy
 from modicum.models.next_scale import NextScaleModel
 from modicum.models.state_files import read_json
 from modicum.models.var import VAR
+from modicum.zoo.locate import locate
 
-FAMILY = "cache."
+FAMILY, STEP_FAMILY = "cache.", "diffusion."
 PUBLISHED = "Scale "  # keys of a published budget file
 
 
@@ -59,18 +63,58 @@ def cache_method(
     return built
 
 
-def fit_policy(model: NextScaleModel, method: CacheMethod, wanted: Request | None = None) -> CachePolicy:
-    """Fit a cache policy to a model.
+def step_method(name: str, settings: Mapping[str, Any] | None = None) -> StepMethod:
+    """A step cache by name, such as "fora", with its settings.
+
+    Raises:
+        UnknownName: there is no such step cache or setting; the hint is the nearest one.
+        InvalidSetting: a value out of range.
+    """
+    methods = {key: method for key, method in registry().items() if issubclass(method, StepMethod)}
+    short = name.removeprefix(STEP_FAMILY)
+    if STEP_FAMILY + short not in methods:
+        known = [key.removeprefix(STEP_FAMILY) for key in methods]
+        raise UnknownName.among("step cache", name, known)
+    built = build(STEP_FAMILY + short, dict(settings or {}))
+    assert isinstance(built, StepMethod)
+    return built
+
+
+def saved_policies(model: str | Path) -> Policies:
+    """The policies that a recipe saved beside the weights of a model; there may be none.
+
+        model = modicum.load("out")
+        with modicum.saved_policies("out").attach(model):
+            images = model.generate([3, 8])
 
     Args:
-        model: VAR, Infinity.
+        model: a directory, a nano model's name, or a hub id.
+
+    Raises:
+        CheckpointError: policies.json is damaged, something else, or of another version.
+    """
+    return Policies.read(locate(model))
+
+
+@overload
+def fit_policy(model: NextScaleModel, method: CacheMethod, wanted: Request | None = None) -> CachePolicy: ...
+@overload
+def fit_policy(model: nn.Module, method: StepMethod) -> StepPolicy: ...
+def fit_policy(model: nn.Module, method: RuntimeMethod, wanted: Request | None = None) -> Policy:
+    """Fit a policy to a model.
+
+    Args:
+        model: VAR or Infinity for a cache policy, DiT or SiT for a step cache.
         method: with its settings; `rows`, unless set, is taken from the request where the budget is in bytes.
         wanted: what will be drawn; ScaleKV measures on four images (see `calibration`). A VAR can do without.
 
     Raises:
         InvalidSetting: a budget below what the policy keeps in any case, or above all there is.
         UnusableData: there is something to measure and nothing to measure it with.
+        UnsupportedModel: the method does not run this model.
     """
+    if not isinstance(model, NextScaleModel):
+        return method.fit(Anatomy.of(model), Context(torch.Generator().manual_seed(0)))
     if wanted is None and isinstance(model, VAR):
         wanted = request(model)
     budget = getattr(method, "budget", None)
@@ -84,6 +128,11 @@ def fit_policy(model: NextScaleModel, method: CacheMethod, wanted: Request | Non
         batches=calibration(model, wanted) if wanted else [],
     )
     return method.fit(Anatomy.of(model), context)
+
+
+def fitting_batches(model: nn.Module) -> list[dict[str, Any]]:
+    """What a VAR draws while a recipe's policy is fitted to it; nothing for models that need no images, or prompts."""
+    return calibration(model, request(model)) if isinstance(model, VAR) else []
 
 
 def read_policy(file: str | Path, model: NextScaleModel) -> CachePolicy:

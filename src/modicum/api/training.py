@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modicum.data.samples import Samples
+from modicum.data.samples import Samples, Table
 from modicum.errors import InvalidSetting, UnusableData
 from modicum.formats.manifest import Manifest
 from modicum.method import Context, ModelMethod
 from modicum.models import Anatomy
-from modicum.models.dit import DiTConfig
+from modicum.models.class_models import class_config, class_kind, network_of
 from modicum.pipeline.calibration import calibration_tokens
 from modicum.pipeline.composition import split_steps
 from modicum.pipeline.loading import load_tokenizer
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import check_device
 from modicum.pipeline.source import Source, read_config
-from modicum.pipeline.training_data import file_samples, text_samples
-from modicum.pipeline.whole import model_type
+from modicum.pipeline.training_data import check_pictures, file_samples, text_samples
 from modicum.pipeline.whole_run import WholeRun, transform
+from modicum.trainer import Objective
 from modicum.zoo.digit_samples import DigitSamples, draws_digits
 from modicum.zoo.locate import locate
 
@@ -53,21 +52,31 @@ def prepare_whole(
         **options: dtype, form, overwrite, offload and progress, as of `prepare`.
     """
     check_device(device)
-    directory = locate(model)
-    whole, _ = split_steps(recipe.steps)
-    wanted = max((step.samples_read() for step in whole), default=0)
+    directory = network_of(locate(model))
+    wanted = _samples_read(directory, recipe)
     if wanted and data is None:
         data = training_data(directory, recipe, wanted)
+    if isinstance(data, Table) and class_kind(directory):
+        check_pictures(data, class_config(directory), recipe.calibration.source)
     return WholeRun(
         directory,
         recipe,
         Path(out),
         data,
-        None if teacher is None else locate(teacher),
+        None if teacher is None else network_of(locate(teacher)),
         layer_windows,
         device=device,
         **options,
     )
+
+
+def _samples_read(directory: Path, recipe: Recipe) -> int:
+    """How many samples the steps of a recipe read; layers of models that draw classes are calibrated on some too."""
+    whole, layers, _ = split_steps(recipe.steps)
+    counts = [step.samples_read() for step in whole]
+    if class_kind(directory) and any(step.statistics() or step.inputs() for step in layers):
+        counts.append(recipe.calibration.samples)
+    return max(counts, default=0)
 
 
 def recover(
@@ -113,6 +122,7 @@ def transform_loaded(
     data: Samples | None = None,
     *,
     teacher: nn.Module | None = None,
+    objective: Objective | None = None,
     work: str | Path | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, dict[str, Any]]:
@@ -123,13 +133,14 @@ def transform_loaded(
         recipe: steps over the whole model.
         data: what they read.
         teacher: for steps that learn from one.
+        objective: the loss that they train with; that of the model's kind by default.
         work: directory for checkpoints of trainings; none are kept by default.
         progress: receives lines.
 
     Returns:
         What the steps found out, by their name.
     """
-    whole, _ = split_steps(recipe.steps)
+    whole = split_steps(recipe.steps).whole
     device = next(model.parameters()).device
     notes: dict[str, dict[str, Any]] = {}
 
@@ -138,7 +149,7 @@ def transform_loaded(
         place = None if work is None else Path(work) / f"step-{index}"
         return Context(
             generator, device, torch.float32, work_directory=place, progress=progress, data=data,
-            teacher=teacher, notes=notes,
+            objective=objective, teacher=teacher, notes=notes,
         )  # fmt: skip
 
     transform(Anatomy.of(model), whole, context)
@@ -160,12 +171,12 @@ def training_data(directory: Path, recipe: Recipe, wanted: int) -> Samples:
     source = recipe.calibration.source
     if source.endswith(".safetensors"):
         return file_samples(Path(source))
-    if model_type(directory) == DiTConfig.model_type:
-        config = DiTConfig.from_dict(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    if class_kind(directory):
+        config = class_config(directory)
         if source == DEFAULT_SOURCE and draws_digits(config):
             return DigitSamples(config)
         raise UnusableData(
-            f"{source!r} is no data for a diffusion model.",
+            f"{source!r} is no data for a model that draws classes.",
             "Name a .safetensors file with x0 (latents) and y (labels), one row per picture.",
         )
     context = getattr(read_config(directory), "max_position_embeddings", None)
@@ -175,7 +186,7 @@ def training_data(directory: Path, recipe: Recipe, wanted: int) -> Samples:
 
 def layer_windows(source: Source, recipe: Recipe) -> Tensor | None:
     """Calibration windows of layer steps; None if no step needs data."""
-    _, layers = split_steps(recipe.steps)
+    layers = split_steps(recipe.steps).layers
     if not any(step.statistics() or step.inputs() for step in layers):
         return None
     file = recipe.calibration.source.endswith(".safetensors")

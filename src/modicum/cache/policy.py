@@ -32,13 +32,10 @@ FORMAT, VERSION = "modicum.cache-policy", 1
 
 
 class CacheMethod(RuntimeMethod):
-    """Base of the methods that decide what the cache of a next-scale model holds.
+    """Base of the methods that decide what the cache of a next-scale model holds."""
 
-    Attributes:
-        measures: whether `fit` draws the calibration batches.
-    """
-
-    measures: ClassVar[bool] = False
+    decides: ClassVar[str] = "what the key-value cache holds"
+    runs: ClassVar[tuple[str, ...]] = ("var", "infinity")
 
     store_last: bool = Field(
         False, description="store the last map too, as the original models do, although nothing reads it"
@@ -55,6 +52,15 @@ class CacheMethod(RuntimeMethod):
     @abstractmethod
     def fit(self, anatomy: Anatomy, context: Context) -> CachePolicy:
         """The policy for this model and the usual size of its images."""
+
+    @classmethod
+    def restore(cls, data: Mapping[str, Any]) -> CachePolicy:
+        """The policy that `CachePolicy.to_json` wrote.
+
+        Raises:
+            CheckpointError: something else, of another version, or damaged.
+        """
+        return policy_from_json(data)
 
     @abstractmethod
     def table(self, schedule: Schedule, layers: int, uniform: int) -> CacheBudget:

@@ -48,7 +48,6 @@ class ScaleKV(EvictionMethod):
         "NeurIPS 2025",
         "2505.19602",
     )
-    measures: ClassVar[bool] = True
 
     mode: Mode = Field("released", description="scores of the released code, or of the paper")
     window: int = Field(16, ge=1, description="probes per map, a square number; they stay")
@@ -71,6 +70,10 @@ class ScaleKV(EvictionMethod):
     @property
     def least(self) -> int:
         return self.window
+
+    def measures(self) -> bool:
+        """Whether the drafters are found by drawing the context's batches."""
+        return not isinstance(self.drafters, tuple)
 
     def fit(self, anatomy: Anatomy, context: Context) -> CachePolicy:
         """The policy for this model. Unless `drafters` names them, the images of `context.batches` are drawn.

@@ -69,6 +69,7 @@ def compress(
     """Compress a model with a recipe or with single methods; a killed run goes on with the same command."""
     from modicum import api
     from modicum.cli.console import RunProgress, console, duration, print_json, size
+    from modicum.formats.policies import Policies
     from modicum.pipeline.run import Run
 
     screen = console(quiet, as_json)
@@ -93,7 +94,8 @@ def compress(
     if as_json:
         planned = {"plan": run.plan.to_dict()} if isinstance(run, Run) else {}
         print_json({"out": str(out), "seconds": seconds, "weights_bytes": written, **planned,
-                    "layers": manifest.layers, "notes": manifest.notes})  # fmt: skip
+                    "layers": manifest.layers, "notes": manifest.notes,
+                    "policies": list(Policies.read(out).described())})  # fmt: skip
     screen.print(
         f"[green]✓[/] {out}  {size(run.weights_before)} → {size(written)} "
         f"({written / run.weights_before:.1%}) in {duration(seconds)}"
@@ -103,20 +105,26 @@ def compress(
             screen.print(
                 f"[dim]{name} kept blocks {found['kept_blocks']} of {found['of_blocks']}[/]", highlight=False
             )
+    for words in Policies.read(out).described():
+        screen.print(
+            f"[dim]{words} is saved beside the weights; modicum generate uses it[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
     for line in _next(model, out):
         screen.print(f"[dim]{line}[/]", highlight=False)
 
 
 def _next(model: str, out: Path) -> list[str]:
     """What to do with what was written: look at what it draws, measure what it cost."""
+    from modicum.models.class_models import class_kind
     from modicum.models.image_models import image_kind
-    from modicum.pipeline.whole import model_type
 
     look = f"What does it draw?  modicum generate {out} --out images.png"
     cost = f"What did it cost?  modicum report {out} --against {model}"
     if image_kind(out) is not None:
         return [look]
-    return [look, cost] if model_type(out) == "dit" else [cost]
+    return [look, cost] if class_kind(out) else [cost]
 
 
 def plan(

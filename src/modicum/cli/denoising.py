@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modicum.cli import image_options, options
+from modicum.cli import attaching, image_options, options
 from modicum.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from modicum.evaluate.denoising import ClassRequest, Drawn
+    from modicum.formats.policies import Policies
+    from modicum.models.dit import DiT
 
 SHOWN_SIDE = 64  # least pixels of a picture in the grid; smaller ones are enlarged
 
@@ -31,15 +33,29 @@ def draw(given: dict[str, Any]) -> None:
         dtype=options.torch_dtype(given["dtype"]),
         device=given["device"],
     )
-    names = ("count", "at_once", "cfg", "steps", "sampler", "seed")
+    names = ("count", "at_once", "cfg", "steps", "sampler", "iterations", "seed")
     wanted = request(
         model,
         labels=image_options.numbers(given.get("label", ())),
         **{name: given[name] for name in names if name in given},
     )
-    with Steps(screen, "step", runs=len(wanted.batches())) as bar:
+    found = attaching.saved(given)
+    attaching.tell(screen, given, found)
+    policies = found or _named(model, given)
+    with policies.attach(model), Steps(screen, "step", runs=len(wanted.batches())) as bar:
         drawn = draw_classes(model, wanted, vae, bar)
-    _finish(given, wanted, drawn)
+    _finish(given, wanted, drawn, attaching.facts(policies, found))
+
+
+def _named(model: DiT, given: dict[str, Any]) -> Policies:
+    """The policy of --step-cache; none without it."""
+    from modicum.api.policies import fit_policy, step_method
+    from modicum.formats.policies import Policies
+
+    if "step_cache" not in given:
+        return Policies()
+    method = step_method(given["step_cache"], image_options.settings(given.get("set_")))
+    return Policies((fit_policy(model, method),), len(model.blocks))
 
 
 def _check(given: dict[str, Any]) -> None:
@@ -50,10 +66,12 @@ def _check(given: dict[str, Any]) -> None:
         )
     if "out" not in given:
         raise InvalidSetting("Nothing says where the images go.", "For example --out images.png")
+    if "set_" in given and "step_cache" not in given:
+        raise InvalidSetting("--set belongs to a step cache.", "Name it, for example --step-cache fora")
     image_options.check_picture(given["out"], given.get("overwrite", False))
 
 
-def _finish(given: dict[str, Any], wanted: ClassRequest, drawn: Drawn) -> None:
+def _finish(given: dict[str, Any], wanted: ClassRequest, drawn: Drawn, facts: dict[str, Any]) -> None:
     """Write the picture and say what it took."""
     from modicum.cli.console import console, duration, print_json
     from modicum.report.files import write_whole
@@ -79,6 +97,7 @@ def _finish(given: dict[str, Any], wanted: ClassRequest, drawn: Drawn) -> None:
                 "labels": wanted.labels,
                 "seeds": wanted.seeds,
                 "settings": wanted.settings,
+                **facts,
                 "at_once": at_once,
                 "seconds": drawn.seconds,
                 "seconds_per_image": sum(drawn.seconds) / len(wanted.seeds),

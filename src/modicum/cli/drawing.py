@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modicum.cli import image_options, options
+from modicum.cli import attaching, image_options, options
 from modicum.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from modicum.cache import CachePolicy
     from modicum.evaluate.drawing import Drawing, Request
+    from modicum.formats.policies import Policies
+    from modicum.method import Policy
     from modicum.models.next_scale import NextScaleModel
 
 
@@ -26,6 +28,7 @@ def draw(given: dict[str, Any]) -> None:
     from modicum.cli.console import Steps, console
     from modicum.evaluate.drawing import draw_request
     from modicum.evaluate.inference import evaluating
+    from modicum.formats.policies import Policies
 
     _check_files(given)
     screen = console(given.get("quiet", False), given.get("as_json", False))
@@ -38,20 +41,22 @@ def draw(given: dict[str, Any]) -> None:
         device=given["device"],
     )
     wanted = request(model, **image_options.wanted(given))
-    policy = _policy(model, wanted, given)
+    found = attaching.saved(given)
+    attaching.tell(screen, given, found)
+    policies = found or Policies((_policy(model, wanted, given),), model.shape.layers)
     if "save_policy" in given:
-        _save(policy, given["save_policy"])
-        screen.print(f"[green]✓[/] {given['save_policy']}  {policy.method.name}")
+        _save(policies.policies[0], given["save_policy"])
+        screen.print(f"[green]✓[/] {given['save_policy']}  {policies.policies[0].method.name}")
     drawing = None
     if "out" in given:
         batches = wanted.batches()
         with (
             evaluating(model),
-            policy.attach(model),
+            policies.attach(model),
             Steps(screen, "map", runs=len(batches)) as bar,
         ):
             drawing = draw_request(model, batches, bar)
-    _finish(given, wanted, policy, drawing)
+    _finish(given, wanted, policies, drawing, attaching.facts(policies, found))
 
 
 def _check_files(given: dict[str, Any]) -> None:
@@ -86,19 +91,26 @@ def _policy(model: NextScaleModel, wanted: Request, given: dict[str, Any]) -> Ca
     return fit_policy(model, cache_method(name, given.get("budget"), settings), wanted)
 
 
-def _save(policy: CachePolicy, file: Path) -> None:
+def _save(policy: Policy, file: Path) -> None:
     from modicum.report.files import write_whole
 
     write_whole(file, (json.dumps(policy.to_json(), indent=1) + "\n").encode())
 
 
-def _finish(given: dict[str, Any], wanted: Request, policy: CachePolicy, drawing: Drawing | None) -> None:
+def _finish(
+    given: dict[str, Any],
+    wanted: Request,
+    policies: Policies,
+    drawing: Drawing | None,
+    facts: dict[str, Any],
+) -> None:
     """Write the picture and say what it took."""
     from modicum.cli.console import console, duration, print_json, size
     from modicum.report.files import write_whole
     from modicum.report.pictures import grid, to_png
 
-    told: dict[str, Any] = {"policy": policy.method.name, "settings": policy.method.settings()}
+    method = policies.policies[0].method
+    told: dict[str, Any] = {"policy": method.name, "settings": method.settings(), **facts}
     if "save_policy" in given:
         told["policy_file"] = str(given["save_policy"])
     if drawing is not None:

@@ -18,8 +18,9 @@ TAKERS = {  # options that not every model takes
     "top_p": (TEXT, MAPS),
     **dict.fromkeys(("label", "count", "at_once", "cfg", "out", "overwrite"), (MAPS, NOISE)),
     **dict.fromkeys(("prompt", "negative", "features", "text_encoder", "top_k", "tau", "ratio", "pixels"), (MAPS,)),
-    **dict.fromkeys(("kv", "budget", "set_", "policy", "save_policy"), (MAPS,)),
-    **dict.fromkeys(("steps", "sampler", "vae"), (NOISE,)),
+    **dict.fromkeys(("kv", "budget", "policy", "save_policy"), (MAPS,)),
+    **dict.fromkeys(("set_", "no_policy"), (MAPS, NOISE)),
+    **dict.fromkeys(("steps", "sampler", "iterations", "vae", "step_cache"), (NOISE,)),
 }  # fmt: skip
 TOKENS = 80
 
@@ -42,6 +43,18 @@ Policy = Annotated[
 SavePolicy = Annotated[
     Path | None,
     typer.Option("--save-policy", help="Write the fitted policy (.json).", rich_help_panel=images.CACHE),
+]
+StepCache = Annotated[
+    str | None,
+    typer.Option(
+        "--step-cache", help="Reuse between steps, such as fora (DiT, SiT).", rich_help_panel=images.CACHE
+    ),
+]
+NoPolicy = Annotated[
+    bool,
+    typer.Option(
+        "--no-policy", help="Leave out the policies beside the weights.", rich_help_panel=images.CACHE
+    ),
 ]
 
 
@@ -77,6 +90,7 @@ def generate(
     pixels: images.Pixels = None,
     steps: images.Steps = None,
     sampler: images.Sampler = None,
+    iterations: images.Iterations = None,
     vae: images.Vae = None,
     out: Annotated[
         Path | None,
@@ -90,6 +104,8 @@ def generate(
     set_: images.Settings = None,
     policy: Policy = None,
     save_policy: SavePolicy = None,
+    step_cache: StepCache = None,
+    no_policy: NoPolicy = False,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
@@ -98,6 +114,7 @@ def generate(
 ) -> None:
     """Continue a text, or draw images: what the model does. A cache policy makes drawing cheaper.
 
+    Policies that a recipe saved beside the weights are used unless others are named, or --no-policy is given.
     Image i is drawn from seed SEED + i, whatever else is drawn beside it. With --save-policy and without --out a
     policy is only fitted.
     """
@@ -110,14 +127,14 @@ def generate(
 def _kind(model: str) -> tuple[str, Callable[[dict[str, Any]], None]]:
     """What a model does, and what does it."""
     from modicum.cli import denoising, drawing
+    from modicum.models.class_models import class_kind
     from modicum.models.image_models import image_kind
-    from modicum.pipeline.whole import model_type
     from modicum.zoo.locate import locate
 
     directory = locate(model)
     if image_kind(directory) is not None:
         return MAPS, drawing.draw
-    return (NOISE, denoising.draw) if model_type(directory) == "dit" else (TEXT, write)
+    return (NOISE, denoising.draw) if class_kind(directory) else (TEXT, write)
 
 
 def write(given: dict[str, Any]) -> None:

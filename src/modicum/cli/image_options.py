@@ -11,7 +11,7 @@ import typer
 from modicum.cli.settings import parse_setting
 from modicum.errors import InvalidSetting
 
-IMAGES, CACHE = "Images", "Key-value cache"
+IMAGES, CACHE = "Images", "Caches"
 PLAIN = (
     "negative",
     "features",
@@ -29,7 +29,7 @@ PLAIN = (
 Label = Annotated[
     list[str] | None,
     typer.Option(
-        "--label", "-l", help="A class to draw (VAR, DiT); repeatable, or 1,2,3.", rich_help_panel=IMAGES
+        "--label", "-l", help="A class to draw (VAR, DiT, MAR); repeatable, or 1,2,3.", rich_help_panel=IMAGES
     ),
 ]
 Prompt = Annotated[
@@ -77,7 +77,16 @@ Pixels = Annotated[
 ]
 Steps = Annotated[
     int | None,
-    typer.Option("--steps", min=1, help="Passes of the network (DiT, SiT; 250).", rich_help_panel=IMAGES),
+    typer.Option(
+        "--steps",
+        min=1,
+        help="Passes of the network (DiT, SiT; 250), or per token (MAR; 100).",
+        rich_help_panel=IMAGES,
+    ),
+]
+Iterations = Annotated[
+    int | None,
+    typer.Option("--iterations", min=1, help="Rounds of tokens (MAR; 64).", rich_help_panel=IMAGES),
 ]
 Sampler = Annotated[
     str | None,
@@ -128,7 +137,7 @@ def wanted(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings(texts: Iterable[str] | None) -> dict[str, Any]:
-    """Settings of cache policies as typed."""
+    """Settings of policies as typed."""
     return dict(parse_setting(text, "window=9") for text in texts or ())
 
 

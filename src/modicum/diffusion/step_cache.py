@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -98,6 +98,9 @@ class StepCache(ABC):
 class StepMethod(RuntimeMethod):
     """Base of the methods that reuse parts of one step of a sampler in later steps."""
 
+    decides: ClassVar[str] = "what a step of the sampler computes"
+    runs: ClassVar[tuple[str, ...]] = ("dit",)
+
     def fit(self, anatomy: Anatomy, context: Context) -> StepPolicy:
         """The policy for this model; nothing is measured.
 
@@ -106,6 +109,15 @@ class StepMethod(RuntimeMethod):
         """
         diffusion_transformer(anatomy.model)
         return StepPolicy(self)
+
+    @classmethod
+    def restore(cls, data: Mapping[str, Any]) -> StepPolicy:
+        """The policy that `StepPolicy.to_json` wrote.
+
+        Raises:
+            CheckpointError: something else, of another version, or damaged.
+        """
+        return policy_from_json(data)
 
     @abstractmethod
     def cache(self, passes: int) -> StepCache:

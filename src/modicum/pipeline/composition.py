@@ -9,37 +9,75 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import permutations
+from itertools import pairwise, permutations
+from typing import NamedTuple
 
 from modicum.errors import RecipeConflict
-from modicum.method import LayerMethod, Method, ModelMethod
+from modicum.method import LayerMethod, Method, ModelMethod, RuntimeMethod
 from modicum.weights.properties import Property
 
 LONGEST_REORDERED = 6
 
 
-def split_steps(steps: Sequence[Method]) -> tuple[tuple[ModelMethod, ...], tuple[LayerMethod, ...]]:
-    """The steps over the whole model, which come first, and the steps that work layer by layer.
+class Split(NamedTuple):
+    """The steps of a recipe by what they change, in the order in which a run carries them out.
+
+    Attributes:
+        whole: over the whole model.
+        layers: layer by layer.
+        runtime: how the model runs; fitted to what the others left.
+    """
+
+    whole: tuple[ModelMethod, ...]
+    layers: tuple[LayerMethod, ...]
+    runtime: tuple[RuntimeMethod, ...]
+
+    @property
+    def weights(self) -> tuple[Method, ...]:
+        """The steps that change weights."""
+        return (*self.whole, *self.layers)
+
+
+KINDS = {
+    ModelMethod: "works on the whole model",
+    LayerMethod: "works layer by layer",
+    RuntimeMethod: "is fitted to the finished model",
+}
+
+
+def split_steps(steps: Sequence[Method]) -> Split:
+    """The steps of a recipe by kind: those over the whole model, then layer by layer, then how the model runs.
 
     Raises:
-        RecipeConflict: a step over the whole model comes behind one that works layer by layer, or a step is of
-            neither kind.
+        RecipeConflict: they come in another order, or two of them decide the same about how a model runs.
     """
-    whole: list[ModelMethod] = []
-    layers: list[LayerMethod] = []
-    for step in steps:
-        if isinstance(step, LayerMethod):
-            layers.append(step)
-        elif not isinstance(step, ModelMethod):
-            raise RecipeConflict(f"{step.name} changes how a model runs and cannot be part of this run.")
-        elif layers:
+    kinds = tuple(KINDS)
+    places = [next(place for place, kind in enumerate(kinds) if isinstance(step, kind)) for step in steps]
+    for index, (place, then) in enumerate(pairwise(places)):
+        if place > then:
+            first, second = steps[index].name, steps[index + 1].name
             raise RecipeConflict(
-                f"{step.name} works on the whole model and cannot follow {layers[-1].name}.",
-                "Put the steps over the whole model first.",
+                f"{second} {KINDS[kinds[then]]} and cannot follow {first}, which {KINDS[kinds[place]]}.",
+                f"Put {second} before {first}.",
             )
-        else:
-            whole.append(step)
-    return tuple(whole), tuple(layers)
+    runtime = tuple(step for step in steps if isinstance(step, RuntimeMethod))
+    _check_decisions(runtime)
+    return Split(
+        tuple(step for step in steps if isinstance(step, ModelMethod)),
+        tuple(step for step in steps if isinstance(step, LayerMethod)),
+        runtime,
+    )
+
+
+def _check_decisions(steps: Sequence[RuntimeMethod]) -> None:
+    deciders: dict[str, str] = {}
+    for step in steps:
+        if step.decides in deciders:
+            raise RecipeConflict(
+                f"{deciders[step.decides]} and {step.name} both decide {step.decides}.",
+                "Leave one of them out.",
+            )
+        deciders[step.decides] = step.name
 
 
 def live_properties(steps: Sequence[Method], start: Iterable[Property] = ()) -> list[frozenset[Property]]:

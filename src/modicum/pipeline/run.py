@@ -116,7 +116,7 @@ class Run:
     def execute(self) -> Manifest:
         """Carry the run out, or take it up where it was interrupted; returns what modicum.json says."""
         header = self.header or self._header()
-        workspace = self.workspace or Workspace(self.out, self._fingerprint(header), overwrite=self.overwrite)
+        workspace = self.workspace or Workspace(self.out, self.fingerprint(), overwrite=self.overwrite)
         if workspace.complete():
             workspace.publish()
             return Manifest.read(self.out)
@@ -188,10 +188,11 @@ class Run:
             "source": provenance(self.source.directory, self.source.shards),
         }
 
-    def _fingerprint(self, header: dict[str, Any]) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that shapes the result, as plain JSON values."""
         tokens = b"" if self.tokens is None else self.tokens.numpy().tobytes()
         return {
-            **header,
+            **(self.header or self._header()),
             "files": self.source.shards.fingerprint(),
             "modicum": __version__,
             "format": self.plan.format,

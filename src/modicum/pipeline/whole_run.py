@@ -7,27 +7,28 @@ keep their checkpoints in the workspace: a run that was killed goes on where it 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modicum.data.samples import Samples
-from modicum.errors import RecipeConflict
 from modicum.formats.manifest import FILE, Manifest
 from modicum.formats.shards import Shards
 from modicum.method import Context, ModelMethod
 from modicum.models import Anatomy
+from modicum.models.class_models import class_kind
+from modicum.pipeline.classes import check_format, compress_classes
 from modicum.pipeline.composition import live_properties, split_steps
 from modicum.pipeline.plan import Format
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress, Run, Silent, provenance
 from modicum.pipeline.source import Source
-from modicum.pipeline.whole import model_type, open_whole, write_whole
+from modicum.pipeline.whole import open_whole, write_whole
 from modicum.pipeline.workspace import Workspace
 from modicum.trainer import is_first
 from modicum.version import __version__
@@ -55,7 +56,8 @@ class WholeRun:
         progress: who to tell.
 
     Raises:
-        RecipeConflict: steps that cannot follow each other, or layer steps for a model that is no transformers model.
+        RecipeConflict: steps that cannot follow each other.
+        InvalidSetting: a storage format that this model cannot have.
     """
 
     directory: Path
@@ -72,13 +74,10 @@ class WholeRun:
     progress: Progress = field(default_factory=Silent)
 
     def __post_init__(self) -> None:
-        self.whole, self.layers = split_steps(self.recipe.steps)
+        self.whole, self.layers, _ = split_steps(self.recipe.steps)
         live_properties(self.recipe.steps)
-        if self.layers and model_type(self.directory) == "dit":
-            raise RecipeConflict(
-                f"{self.layers[0].name} runs block by block, which diffusion transformers on disk cannot yet.",
-                "Open the model with modicum.load and compress it in memory.",
-            )
+        if self.layers and class_kind(self.directory):
+            check_format(self.form)
         self.shards = Shards(self.directory)
 
     @property
@@ -93,15 +92,17 @@ class WholeRun:
         """
         if not is_first():
             return self._changed(self.out.absolute().with_name(f"{self.out.name}.partial") / "blocks")[1]
-        workspace = Workspace(self.out, self._fingerprint(), overwrite=self.overwrite)
+        workspace = Workspace(self.out, self.fingerprint(), overwrite=self.overwrite)
         if not workspace.complete():
             changed = workspace.blocks / "whole" / self.directory.name
             if not (changed / FILE).exists():
                 model, manifest = self._changed(workspace.blocks)
                 write_whole(model, changed, self.directory, manifest)
-            if self.layers:
+            if self.layers and class_kind(changed):
+                changed = self._compressed(workspace, changed)
+            elif self.layers:
                 return self._sweep(workspace, changed)
-            _move_up(changed, workspace.root)
+            workspace.adopt(changed)
         workspace.publish()
         return Manifest.read(self.out)
 
@@ -128,6 +129,15 @@ class WholeRun:
             notes=notes,
         )
 
+    def _compressed(self, workspace: Workspace, changed: Path) -> Path:
+        """The directory of a model that draws classes, with compressed layers."""
+        out = workspace.blocks / "layers" / self.directory.name
+        if not (out / FILE).exists():
+            rmtree(out, ignore_errors=True)
+            recipe = self.recipe.model_copy(update={"steps": self.layers})
+            compress_classes(changed, out, recipe, self.data, self.form, self.device, self.progress)
+        return out
+
     def _sweep(self, workspace: Workspace, changed: Path) -> Manifest:
         source = Source.open(changed, self.dtype, self.device)
         recipe = self.recipe.model_copy(update={"steps": self.layers})
@@ -145,7 +155,8 @@ class WholeRun:
             {"recipe": made.recipe, "source": made.source, "notes": made.notes},
         ).execute()
 
-    def _fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that shapes the result, as plain JSON values."""
         teacher = None if self.teacher is None else Shards(self.teacher).fingerprint()
         return {
             "recipe": self.recipe.to_dict(),
@@ -169,10 +180,3 @@ def transform(anatomy: Anatomy, steps: tuple[ModelMethod, ...], context: Callabl
     for index, step in enumerate(steps):
         anatomy = step.transform(anatomy, context(index))
     return anatomy
-
-
-def _move_up(folder: Path, root: Path) -> None:
-    """Move the files of a finished model; modicum.json last, as the sign that all are there."""
-    files = sorted(folder.iterdir(), key=lambda file: file.name == FILE)
-    for file in files:
-        os.replace(file, root / file.name)

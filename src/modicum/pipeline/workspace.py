@@ -115,6 +115,11 @@ class Workspace:
             ) from error
         return loaded
 
+    def adopt(self, folder: Path) -> None:
+        """Move the files of a finished model here; modicum.json last, as the sign that all are there."""
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == FILE):
+            os.replace(file, self.root / file.name)
+
     def complete(self) -> bool:
         """Whether an earlier run wrote everything and was stopped before or within `publish`."""
         return (self.root / FILE).exists() or not self.root.exists()
