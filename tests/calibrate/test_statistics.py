@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modicum.calibrate.statistics import KINDS, SAMPLE, TILE, Statistics, statistics_bytes
+from modicum.calibrate.statistics import KINDS, MATRICES, SAMPLE, TILE, Statistics, statistics_bytes
 
 
 def inputs_of(tokens: int, width: int, seed: int = 0) -> Tensor:
@@ -36,6 +36,7 @@ def test_batches_add_up(parts: list[int], width: int, seed: int) -> None:
     torch.testing.assert_close(found.gram, found.gram.T, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(found.column_norm, x.norm(dim=0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.mean_abs, x.abs().mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.column_var, x.var(0, correction=0), rtol=1e-4, atol=1e-5)
     assert torch.equal(found.sample, x[:SAMPLE])
 
 
@@ -75,6 +76,13 @@ def test_dividing_the_inputs_divides_the_sums(width: int, seed: int) -> None:
     torch.testing.assert_close(only_norm.column_norm, fresh.column_norm, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("offset", [0.0, 100.0, -3000.0])
+def test_the_variance_is_that_of_tokens_whatever_their_mean(offset: float) -> None:
+    x = inputs_of(5000, 6)
+    found = sums(*(x + offset).split(700), wanted=frozenset({"column_var"}))
+    torch.testing.assert_close(found.column_var, x.var(0, correction=0), rtol=1e-3, atol=0)
+
+
 def test_the_inputs_are_not_kept_or_changed() -> None:
     x = inputs_of(20, 8)
     before = x.clone()
@@ -86,9 +94,9 @@ def test_the_inputs_are_not_kept_or_changed() -> None:
     assert bool(found.sample.count_nonzero())
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(KINDS | MATRICES))
 def test_what_was_not_asked_for_is_missing(kind: str) -> None:
-    other = {"gram": "mean_abs", "column_norm": "mean_abs", "mean_abs": "gram", "sample": "gram"}[kind]
+    other = "gram" if kind in ("mean_abs", "sample") else "mean_abs"
     with pytest.raises(LookupError, match=f"'{kind}' was not asked for"):
         getattr(sums(inputs_of(4, 4), wanted=frozenset({other})), kind)
 
@@ -100,12 +108,13 @@ def test_white_noise_prefers_no_input(width: int) -> None:
     assert torch.equal(noise.gram, torch.eye(width))
     assert torch.equal(noise.column_norm, torch.ones(width))
     assert torch.equal(noise.mean_abs, torch.ones(width))
+    assert torch.equal(noise.column_var, torch.ones(width))
     near = noise.sample[:, :SAMPLE]
     assert torch.equal(near.T @ near, torch.eye(min(width, SAMPLE)))
     assert noise.sample.shape[1] == width
 
 
-@pytest.mark.parametrize("wanted", [{"gram"}, {"column_norm"}, {"gram", "column_norm", "sample"}, KINDS])
+@pytest.mark.parametrize("wanted", [{"gram"}, {"column_norm"}, {"gram", "column_norm", "sample"}, {"column_var"}, KINDS])
 def test_announced_bytes_are_those_of_the_sums(wanted: set[str]) -> None:
     found = sums(inputs_of(SAMPLE + 5, 40), wanted=frozenset(wanted))
     held = [v for v in vars(found).values() if isinstance(v, Tensor)]

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modicum.calibrate.statistics import Statistics
+from modicum.calibrate.directions import Directions
+from modicum.calibrate.statistics import DIRECTIONS, MATRICES, Statistics
+from modicum.errors import UnsupportedModel
 from modicum.models.anatomy import Block, ExpertsView, Layer, ResolvedFold
 
 CALL_TOKENS = 2048
@@ -39,21 +41,29 @@ class CalibratedBlock:
         statistics: running sums by layer name; layers with one input share the object.
         calls: recorded calls by sub-module path, at most `CALL_TOKENS` input vectors each.
         references: the weight that each touched layer should reproduce, [out, in]; moves along with scale migration.
+        matrices: for each layer, what is known of each of its weights, [out, in] by name.
     """
 
     block: Block
     statistics: dict[str, Statistics] = field(default_factory=dict)
     calls: dict[str, list[Call]] = field(default_factory=dict)
     references: dict[str, Tensor] = field(default_factory=dict)
+    matrices: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def layer_statistics(self, layer: Layer) -> Statistics:
         """Statistics of one layer; those of white noise where no token reached it (an expert nobody asked)."""
         found = self.statistics.get(layer.name)
         if found is None:
             return Statistics()
-        if found.tokens:
-            return found
-        return Statistics.of_white_noise(found.wanted, layer.in_features, layer.weight.device)
+        if not found.tokens:
+            found = Statistics.of_white_noise(found.wanted, layer.in_features, layer.weight.device)
+        return replace(found, matrices={**found.matrices, **self.matrices.get(layer.name, {})})
+
+    def add_gradients(self, gradients: Mapping[str, Tensor], tokens: int) -> None:
+        """Take in what a pass over `tokens` tokens of the dense model said, [out, in] by layer name."""
+        for name, gradient in gradients.items():
+            self.statistics.setdefault(name, Statistics(frozenset({"gradient"}), tokens))
+            self.matrices.setdefault(name, {})["gradient"] = gradient
 
     def replay(self, parent: str) -> list[Tensor]:
         """Outputs of the sub-module `parent` on its recorded calls, with the block's weights as they are now."""
@@ -74,13 +84,20 @@ class CalibratedBlock:
             found.divide_inputs(scale)
         for layer in fold.targets:
             self._rescale_reference(layer.name, scale)
+            self._rescale_matrices(layer.name, MATRICES, 1 / scale.float())
         if isinstance(fold.source, Layer):
             self._rescale_reference(fold.source.name, 1 / scale[:, None])
+            # Where its output points now would have to be measured again; no method asks after a migration.
+            self._rescale_matrices(fold.source.name, {"gradient"}, scale.float()[:, None])
 
     def _rescale_reference(self, name: str, factor: Tensor) -> None:
         if name in self.references:
             reference = self.references[name]
             self.references[name] = (reference.float() * factor).to(reference.dtype)
+
+    def _rescale_matrices(self, name: str, kinds: Collection[str], factor: Tensor) -> None:
+        known = self.matrices.get(name, {})
+        self.matrices[name] = {kind: m * factor if kind in kinds else m for kind, m in known.items()}
 
 
 def _submodule(block: Block, path: str) -> nn.Module:
@@ -115,6 +132,10 @@ def observe(
                 run(i, states)
             except _EverythingSeen:
                 continue
+    sequences = sum(len(states) for states in hidden)
+    for found in calibrated.statistics.values():
+        found.sequences = sequences
+    calibrated.matrices = {name: sums.matrices() for name, sums in taps.directions.items()}
     return calibrated
 
 
@@ -127,6 +148,11 @@ class _Taps:
 
     def __init__(self, statistics: dict[str, Statistics]) -> None:
         self.statistics = statistics
+        self.directions = {
+            name: Directions(kinds)
+            for name, found in statistics.items()
+            if (kinds := found.wanted & DIRECTIONS)
+        }
         # Holding the tensors of the current batch keeps their identities from being reused.
         self.seen: dict[Hashable, tuple[Tensor, Statistics]] = {}
         self.mask: Tensor | None = None
@@ -145,6 +171,9 @@ class _Taps:
             raise _EverythingSeen
 
     def feed(self, layer: Layer, inputs: Tensor) -> None:
+        if layer.name in self.directions:
+            _refuse_groups(layer)
+            self.directions[layer.name].update(self._vectors(layer, inputs), layer.weight)
         own, key = self.statistics[layer.name], (id(inputs), _geometry(layer))
         if key not in self.seen:
             self.seen[key] = (inputs, own)
@@ -168,6 +197,14 @@ class _Taps:
         if self.mask is None or inputs.shape[:-1].numel() != self.mask.numel():
             return inputs
         return inputs.flatten(0, -2)[self.mask.flatten().to(inputs.device)]  # [kept, d]
+
+
+def _refuse_groups(layer: Layer) -> None:
+    if isinstance(layer.module, nn.Conv2d) and layer.module.groups > 1:
+        raise UnsupportedModel(
+            f"{layer.name} is a grouped convolution, no single matrix that could turn its output.",
+            f"Leave it out with skip=['{layer.name}'].",
+        )
 
 
 def _geometry(layer: Layer) -> Hashable:

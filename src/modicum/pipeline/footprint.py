@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from modicum.calibrate.block import CALL_TOKENS
-from modicum.calibrate.statistics import statistics_bytes
+from modicum.calibrate.statistics import MATRICES, statistics_bytes
 from modicum.kernels.allocator import MAPPED, resident, return_freed_memory
 from modicum.kernels.products import widens
 from modicum.method import LayerMethod
 from modicum.models import Block, Layer
+from modicum.pipeline.gradients import first_block, matrix_bytes
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.source import Source, head_parameters
-from modicum.pipeline.sweep import touching, wanted_statistics
+from modicum.pipeline.sweep import observed_statistics, touching, wanted_statistics
 
 BATCH_TOKENS = 2048
 LIBRARIES = 16 << 20  # code and tables that the libraries touch once they really compute
@@ -49,13 +50,40 @@ def peak_memory(
     outside = [name for name in source.outside() if name in sizes]
     head = head_parameters(source.model)
     prelude = sum(sizes[name] for name in outside if name not in head) if tokens else 0
-    hidden = tokens * _width(source) * item
+    hidden = tokens * hidden_width(source) * item
     batch = min(tokens, max(length, BATCH_TOKENS // length * length))
     blocks = max(_block_memory(source, steps, block, batch) for block in source.anatomy.blocks)
     run = max(prelude + hidden, hidden + blocks, sum(sizes[name] for name in outside))
+    if tokens and first_block(steps, source.anatomy) is not None:
+        run = max(run, _backward_memory(source, steps, hidden, length, sum(sizes[name] for name in outside)))
     reading = _text_memory(recipe) if tokens else 0
     return_freed_memory()
     return resident() + LIBRARIES + max(run + (PRODUCTS if tokens else 0), reading)
+
+
+def _backward_memory(
+    source: Source, steps: Sequence[LayerMethod], hidden: int, length: int, outside: int
+) -> int:
+    """Bytes of the pass over the dense model that takes gradients, one window of `length` tokens at a time.
+
+    The loss is taken with everything outside the blocks in memory and five copies of the logits in float32. Then a
+    block is there with its gradients and their sums, with what enters it, what is wanted of it, and what autograd keeps
+    of one window.
+    """
+    vocabulary = int(getattr(source.model.config, "vocab_size", 0))
+    logits = outside + hidden + 5 * 4 * length * vocabulary
+    return max(
+        logits, max(2 * hidden + _backward_of(source, steps, b, length) for b in source.anatomy.blocks)
+    )
+
+
+def _backward_of(source: Source, steps: Sequence[LayerMethod], block: Block, length: int) -> int:
+    """Bytes of one block while gradients pass through it; products that are widened keep wide copies."""
+    item = 4 if _widened(source, block, length) else 0
+    weights = sum(p.numel() for p in block.module.parameters())
+    features = sum(layer.in_features + layer.out_features for layer in block.layers)
+    kept = 3 * length * features * (source.dtype.itemsize + item)
+    return weights * (2 * source.dtype.itemsize + item) + matrix_bytes(steps, block) + kept
 
 
 def _text_memory(recipe: Recipe) -> int:
@@ -66,7 +94,7 @@ def _text_memory(recipe: Recipe) -> int:
     return 2 * file.stat().st_size if file.is_file() else 0
 
 
-def _width(source: Source) -> int:
+def hidden_width(source: Source) -> int:
     """Features of the hidden states."""
     hidden = getattr(source.model.config, "hidden_size", None)
     return int(hidden or max((layer.in_features for layer in source.anatomy.blocks[0].layers), default=0))
@@ -80,7 +108,7 @@ def _block_memory(source: Source, steps: Sequence[LayerMethod], block: Block, ba
     weights = sum(p.numel() for p in block.module.parameters()) * source.dtype.itemsize
     sums = _statistics_memory(steps, block)
     calls = _calls_memory(source, steps, block, batch)
-    observing = _activations(source, block, batch, bool(wanted_statistics(steps, block)))
+    observing = _activations(source, block, batch, bool(observed_statistics(steps, block)))
     observing += _widened(source, block, batch)
     return weights + sums + calls + max(observing, _layers_memory(source, steps, block, batch))
 
@@ -94,7 +122,7 @@ def _activations(source: Source, block: Block, batch: int, observed: bool) -> in
     item = source.dtype.itemsize
     inputs = {_input_of(layer): layer.in_features * _routed(source, layer) for layer in block.layers}
     widest = max(inputs.values(), default=0)
-    held = 2 * _width(source) * item + (sum(inputs.values()) - widest) * item * observed
+    held = 2 * hidden_width(source) * item + (sum(inputs.values()) - widest) * item * observed
     return int(batch * (held + widest * max(3 * item, (2 * item + 4) * observed)))
 
 
@@ -134,7 +162,7 @@ def _calls_memory(source: Source, steps: Sequence[LayerMethod], block: Block, ba
     if not _replays(steps):
         return 0
     vectors = 3 * len({fold.parent for fold in block.folds}) * max(batch, CALL_TOKENS)
-    return vectors * _width(source) * source.dtype.itemsize
+    return vectors * hidden_width(source) * source.dtype.itemsize
 
 
 def _replays(steps: Sequence[LayerMethod]) -> bool:
@@ -160,7 +188,10 @@ def _statistics_memory(steps: Sequence[LayerMethod], block: Block) -> int:
     """Bytes of the running sums, one for each distinct input."""
     wanted = wanted_statistics(steps, block)
     inputs = {_input_of(layer): layer for layer in block.layers if layer.name in wanted}
-    return sum(statistics_bytes(wanted[layer.name], layer.in_features) for layer in inputs.values())
+    sums = sum(statistics_bytes(wanted[layer.name], layer.in_features) for layer in inputs.values())
+    known = [layer for layer in block.layers if layer.name in wanted]
+    entries = [x.out_features * x.in_features * len(wanted[x.name] & MATRICES) for x in known]
+    return sums + 4 * sum(entries)
 
 
 def _meta(layer: Layer, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@ from modicum.models import Anatomy, Layer, capture
 from modicum.models.replay import Batch, entering
 from modicum.pipeline.composition import live_properties
 from modicum.pipeline.footprint import BATCH_TOKENS
+from modicum.pipeline.gradients import loaded_gradients
 from modicum.pipeline.plan import layer_steps
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress, Silent, advance, calibrate
@@ -67,6 +68,7 @@ def sweep_model(
     if hungry and data is None:
         raise UnusableData(f"{hungry[0]} needs calibration data.", "Pass data=..., token windows or batches.")
     batches = _batches(data, next(model.parameters()).device) if hungry and data is not None else []
+    gradients = loaded_gradients(anatomy, steps, batches)
     replay = capture(anatomy, batches, seams=True) if batches else None
     hidden = list(replay.hidden) if replay else []
     replay = replace(replay, hidden=()) if replay else None
@@ -76,7 +78,10 @@ def sweep_model(
         told.working(block.index, "collecting statistics")
         if replay is not None and block.index in replay.seams:
             hidden = entering(anatomy, batches, block.index)
-        swept = sweep_block(steps, calibrate(steps, block, replay, hidden, masks), live)
+        calibrated = calibrate(steps, block, replay, hidden, masks)
+        own = {layer.name: gradients.pop(layer.name) for layer in block.layers if layer.name in gradients}
+        calibrated.add_gradients(own, sum(states[..., 0].numel() for states in hidden))
+        swept = sweep_block(steps, calibrated, live)
         records |= swept.records
         if replay is not None and block.index + 1 not in {*replay.seams, len(anatomy.blocks)}:
             advance(replay, block, hidden)

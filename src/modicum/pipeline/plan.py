@@ -22,10 +22,11 @@ from modicum.kernels.grids import IntegerScheme
 from modicum.method import LayerMethod
 from modicum.models import Layer
 from modicum.pipeline.composition import live_properties
-from modicum.pipeline.footprint import peak_memory
+from modicum.pipeline.footprint import hidden_width, peak_memory
+from modicum.pipeline.gradients import file_bytes
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.source import Source
-from modicum.pipeline.sweep import touching
+from modicum.pipeline.sweep import reads_inputs, touching
 from modicum.weights.base import WeightForm
 from modicum.weights.packed import PackedWeight
 from modicum.weights.properties import Property
@@ -153,7 +154,7 @@ def make_plan(
         format=form,
         weights_before=before,
         weights_after=after,
-        scratch=2 * after,
+        scratch=2 * after + file_bytes(source, steps, tokens, hidden_width(source)),
         peak_memory=peak_memory(source, recipe, steps, tokens, length),
         seconds=_seconds(source, steps, tokens),
         tokens=tokens,
@@ -218,7 +219,10 @@ def _skipped(source: Source, touched: dict[str, Any]) -> tuple[tuple[str, str], 
 
 
 def _seconds(source: Source, steps: Sequence[LayerMethod], tokens: int) -> float:
-    """Two forward passes, the Gram matrices and the column sweeps, at the matrix speed measured now."""
+    """Two forward passes, the Gram matrices and the column sweeps, at the matrix speed measured now.
+
+    Gradients take another forward pass, and backwards one more and twice as much.
+    """
     parameters = sum(layer.out_features * layer.in_features for layer in source.anatomy.layers())
     grams = [
         (layer.out_features, layer.in_features)
@@ -226,7 +230,9 @@ def _seconds(source: Source, steps: Sequence[LayerMethod], tokens: int) -> float
         for step in touching(steps, layer)
         if "gram" in step.statistics()
     ]
-    forward = 4 * parameters * tokens / _flops_per_second(source.dtype)
+    passes = 2 if reads_inputs(steps) else 0
+    passes += 4 if any("gradient" in step.statistics() for step in steps) else 0
+    forward = 2 * passes * parameters * tokens / _flops_per_second(source.dtype)
     second_order = sum(tokens * i * i / 2 + 4 * o * i * i + i**3 for o, i in grams) / _flops_per_second(
         torch.float32
     )

@@ -29,10 +29,11 @@ from modicum.models import Block, Replay, capture
 from modicum.pipeline.calibration import check_tokens
 from modicum.pipeline.checkpoint import block_tensors, file_hash, finish, form_specs, restore_block
 from modicum.pipeline.footprint import BATCH_TOKENS
+from modicum.pipeline.gradients import GradientPass
 from modicum.pipeline.plan import Format, Plan, layer_steps, make_plan
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.source import Source
-from modicum.pipeline.sweep import Steps, replayed_parents, sweep_block, wanted_statistics
+from modicum.pipeline.sweep import Steps, observed_statistics, reads_inputs, replayed_parents, sweep_block
 from modicum.pipeline.workspace import HIDDEN, Workspace
 from modicum.version import __version__
 
@@ -130,6 +131,7 @@ class Run:
     @torch.no_grad()
     @widened_products()
     def _sweep(self, workspace: Workspace, finished: int) -> None:
+        gradients = self._gradients(workspace, finished)
         replay, hidden = self._capture(workspace.root)
         blocks = self.source.anatomy.blocks
         for block in blocks:
@@ -141,18 +143,34 @@ class Run:
                 self.progress.working(block.index, "reading the finished block")
                 restore_block(workspace, block, self.source.names, self.plan.format)
             else:
-                self._compress(workspace, block, replay, hidden)
+                self._compress(workspace, block, replay, hidden, gradients)
             if replay is not None and block.index + 1 < len(blocks):
                 self.progress.working(block.index, "passing the data on")
                 advance(replay, block, hidden)
             self.source.release(block)
             return_freed_memory()
 
+    def _gradients(self, workspace: Workspace, finished: int) -> GradientPass | None:
+        """The gradients of the dense model, all of them taken before anything is changed."""
+        if self.tokens is None:
+            return None
+        folder = workspace.blocks / "gradients"
+        gradients = GradientPass(self.source, self.steps, self.tokens, folder, self.progress.working)
+        gradients.collect(finished)
+        return gradients
+
     def _compress(
-        self, workspace: Workspace, block: Block, replay: Replay | None, hidden: list[Tensor]
+        self,
+        workspace: Workspace,
+        block: Block,
+        replay: Replay | None,
+        hidden: list[Tensor],
+        gradients: GradientPass | None,
     ) -> None:
         self.progress.working(block.index, "collecting statistics")
         calibrated = calibrate(self.steps, block, replay, hidden)
+        if gradients is not None:
+            gradients.add_to(calibrated)
         return_freed_memory()
 
         def told(text: str) -> None:
@@ -167,12 +185,14 @@ class Run:
         if self.plan.format == "plain":
             records = {name: as_stored_dense(record) for name, record in records.items()}
         workspace.write_block(block.index, tensors, records)
+        if gradients is not None:
+            gradients.drop(block)
         return_freed_memory()
         self.progress.finished(block.index)
 
     def _capture(self, scratch: Path) -> tuple[Replay | None, list[Tensor]]:
         """How the blocks are called, and what enters the first one."""
-        if self.tokens is None or not self.plan.tokens:
+        if self.tokens is None or not self.plan.tokens or not reads_inputs(self.steps):
             return None, []
         self.source.load_prelude()
         rows = max(1, BATCH_TOKENS // self.tokens.shape[1])
@@ -224,7 +244,7 @@ def calibrate(
     masks: Sequence[Tensor | None] = (),
 ) -> CalibratedBlock:
     """What the steps want to know of a block; nothing is run if they want nothing or there is no data."""
-    wanted = wanted_statistics(steps, block)
+    wanted = observed_statistics(steps, block)
     if replay is None or not wanted:
         return CalibratedBlock(block)
 

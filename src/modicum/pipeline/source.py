@@ -144,20 +144,23 @@ class Source:
         prefixes = tuple(f"{block.name}." for block in self.anatomy.blocks)
         return [name for name in self.names.needed() if not name.startswith(prefixes)]
 
-    def load_prelude(self) -> None:
+    def load_prelude(self, head: bool = False) -> None:
         """Load what runs before the first block (everything outside the blocks but the output head).
 
         Raises:
             UnsupportedModel: the model draws images; no text can be sent through it.
         """
         if image_kind(self.directory):
+        Args:
+            head: load the head as well.
+
             raise UnsupportedModel(
                 f"Calibration sends text through a model; {self.directory.name} draws images.",
                 "Use steps that need no data, such as quantize.rtn and prune.magnitude.",
             )
-        head = head_parameters(self.model)
+        left_out = set() if head else head_parameters(self.model)
         for name in self.outside():
-            if name not in head:
+            if name not in left_out:
                 tensors = {part.name: self.read(part.name) for part in self.names.sources(name)}
                 load_tensors(self.model, {name: self.names.assemble(name, tensors).to(self.device)})
         for module in self.model.modules():

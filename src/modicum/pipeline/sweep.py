@@ -49,6 +49,17 @@ def wanted_statistics(steps: Steps, block: Block) -> dict[str, frozenset[str]]:
     return {name: kinds for name, kinds in wanted.items() if kinds}
 
 
+def observed_statistics(steps: Steps, block: Block) -> dict[str, frozenset[str]]:
+    """Those of them that are seen when the block runs: all but gradients, which come from the whole dense model."""
+    wanted = wanted_statistics(steps, block)
+    return {name: seen for name, kinds in wanted.items() if (seen := kinds - {"gradient"})}
+
+
+def reads_inputs(steps: Steps) -> bool:
+    """Whether some step wants to know anything of what enters the layers."""
+    return any(step.statistics() - {"gradient"} or step.inputs() for step in steps)
+
+
 def replayed_parents(steps: Steps, block: Block) -> set[str]:
     """Sub-modules whose calls some step wants to replay."""
     return {fold.parent for fold in block.folds} if any(step.inputs() for step in steps) else set()
