@@ -14,6 +14,10 @@ Images = Annotated[Path, typer.Argument(help="A folder of pictures, one subfolde
 Vae = Annotated[Path, typer.Option("--vae", help="Directory of an AutoencoderKL.")]
 Size = Annotated[int, typer.Option("--size", min=1, help="Side of the pictures in pixels.")]
 Latents = Annotated[Path, typer.Option("--out", "-o", help="The file to write (.safetensors).")]
+For = Annotated[
+    str | None,
+    typer.Option("--for", help="The model that they are for: gives the scale (DiT's), checks the classes."),
+]
 AtOnce = Annotated[int, typer.Option("--at-once", min=1, help="Pictures per batch.")]
 Replace = Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")]
 
@@ -30,6 +34,7 @@ def encode_latents(
     vae: Vae,
     out: Latents,
     size: Size = 256,
+    for_: For = None,
     at_once: AtOnce = 8,
     overwrite: Replace = False,
     seed: options.Seed = 0,
@@ -37,17 +42,20 @@ def encode_latents(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Turn pictures into the latents that a DiT or SiT is trained on: as they are and mirrored, with their classes.
+    """Turn pictures into the latents that a DiT, SiT or MAR is trained on: as they are and mirrored, with classes.
 
     The file is training data for `compress --calibration` and `recover --data`.
     """
     from modicum.cli.console import Steps, console, print_json
     from modicum.cli.console import size as byte_size
     from modicum.data.pictures import PictureFolder
+    from modicum.models.dit.model import LATENT_SCALE
     from modicum.models.dit.vae import load_vae
     from modicum.pipeline.latents import encode_latents as encode
+    from modicum.pipeline.latents import latent_scale
     from modicum.pipeline.run import check_device
     from modicum.report.files import check_free
+    from modicum.zoo.locate import locate
 
     if out.suffix != ".safetensors":
         raise InvalidSetting(
@@ -56,10 +64,18 @@ def encode_latents(
     check_free(out, overwrite)
     check_device(device)
     folder = PictureFolder.of(images)
+    scale = LATENT_SCALE if for_ is None else latent_scale(folder, images, locate(for_))
     screen = console(quiet, as_json)
     with Steps(screen, "batch") as bar:
         shape = encode(
-            folder, load_vae(vae, device=device), size, out, seed=seed, at_once=at_once, progress=bar
+            folder,
+            load_vae(vae, device=device),
+            size,
+            out,
+            seed=seed,
+            at_once=at_once,
+            scale=scale,
+            progress=bar,
         )
     written = out.stat().st_size
     if as_json:

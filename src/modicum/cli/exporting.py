@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from modicum.cli import options
-from modicum.errors import InvalidSetting
+from modicum.errors import InvalidSetting, UnsupportedModel
 
 
 def add_to(app: typer.Typer) -> None:
@@ -21,12 +22,49 @@ def export(
     uniform: Annotated[
         bool, typer.Option("--uniform", help="Pad layers of different widths to the largest, with zeros.")
     ] = False,
+    diffusers: Annotated[
+        bool, typer.Option("--diffusers", help="Write a DiT as diffusers' DiTTransformer2DModel.")
+    ] = False,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a model with layers of different sizes so that servers which need equal shapes can open it."""
-    if not uniform:
-        raise InvalidSetting("Say what to export.", "--uniform pads all layers to the same shapes.")
+    """Write a model so that others can open it: with layers of equal shape, or in the layout of diffusers."""
+    if uniform == diffusers:
+        raise InvalidSetting(
+            "Say how to export.",
+            "--uniform pads all layers to the same shapes, --diffusers writes a DiT for diffusers.",
+        )
+    if diffusers:
+        _to_diffusers(model, out, quiet, as_json)
+    else:
+        _uniform(model, out, quiet, as_json)
+
+
+def _to_diffusers(model: str, out: Path, quiet: bool, as_json: bool) -> None:
+    """Write a DiT, pruned or not, as diffusers has it."""
+    from modicum import api
+    from modicum.cli.console import console, print_json, size
+    from modicum.models.dit import DiT, save_diffusers
+
+    loaded = api.load(model)
+    if not isinstance(loaded, DiT):
+        raise UnsupportedModel(
+            f"{Path(model).name} is no DiT, which is what diffusers has a class for.",
+            "Give a DiT in modicum's layout.",
+        )
+    save_diffusers(loaded, out)
+    written = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    if as_json:
+        print_json({"out": str(out), "weights_bytes": written, "blocks": loaded.config.depth})
+    screen = console(quiet, as_json)
+    screen.print(f"[green]✓[/] {out}  {size(written)}, {loaded.config.depth} blocks", soft_wrap=True)
+    screen.print(
+        "[dim]diffusers computes with constants of its own; modicum.models.dit.diffusers_layout.exact(model) "
+        "gives it those of the authors.[/]"
+    )
+
+
+def _uniform(model: str, out: Path, quiet: bool, as_json: bool) -> None:
     from modicum.cli.console import console, print_json, size
     from modicum.pipeline.uniform import export_uniform, is_uniform
     from modicum.zoo.locate import locate

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from modicum.errors import UnknownName, UnsupportedModel
 from modicum.models.experts import ExpertsView, experts_of
-from modicum.models.families import Family, family_of
+from modicum.models.families import Family, family_of, refuse_unconverted
 from modicum.models.folds import ResolvedFold, resolve
 from modicum.models.layer import Layer
 from modicum.models.skeleton import release
@@ -98,7 +98,9 @@ class Anatomy:
             UnsupportedModel: no entry, no blocks where it says, or a matrix of a block that it does not
                 explain.
         """
-        family = family or family_of(getattr(model, "config", model))
+        if family is None:
+            refuse_unconverted(model)
+            family = family_of(getattr(model, "config", model))
         found = list(_block_modules(model, family))
         blocks = tuple(_block(i, name, module, family, model) for i, (name, module) in enumerate(found))
         return cls(model, family, blocks, _outside(model, [name for name, _ in found]))

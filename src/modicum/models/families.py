@@ -103,6 +103,16 @@ class Family:
 
 _FAMILIES: dict[str, Family] = {}
 
+CONVERTED = {
+    "DiTTransformer2DModel": (
+        "The DiTTransformer2DModel of diffusers keeps a copy of its embedders in every block, and its head reads the "
+        "first one.",
+        "Take modicum.models.dit.from_diffusers(model) and give it back with modicum.models.dit.save_diffusers, or "
+        "open its directory with modicum.load.",
+    )
+}
+"""Classes of other libraries whose models have to be converted first: what is the matter, and how it is done."""
+
 _RECIPE = """Describe it with one table entry:
   modicum.models.register(Family(name="mine", model_types=("{model_type}",), blocks=("layers",),
       roles={{"self_attn.q_proj": "q", "mlp.up_proj": "up"}},   # path inside a block -> role, all matrices
@@ -119,6 +129,16 @@ def register(family: Family) -> Family:
 def supported() -> tuple[str, ...]:
     """The model types that the table describes, sorted."""
     return tuple(sorted(_FAMILIES))
+
+
+def refuse_unconverted(model: Any) -> None:
+    """Refuse a model of a class that has to be converted first.
+
+    Raises:
+        UnsupportedModel: says how.
+    """
+    if found := CONVERTED.get(type(model).__name__):
+        raise UnsupportedModel(*found)
 
 
 def family_of(config: Any) -> Family:

@@ -1,10 +1,10 @@
-"""Pictures as the latents that a DiT or SiT is trained on, computed once.
+"""Pictures as the latents that a DiT, SiT or MAR is trained on, computed once.
 
 Every picture is encoded as it is and mirrored, and training draws either. The file holds one row per picture, as
 `training_data.file_samples` reads it:
 
     y            int64 `[n]`, index of the class
-    x0           float32 `[n, channels, side, side]`, a sample of the encoder's distribution times 0.18215
+    x0           float32 `[n, channels, side, side]`, a sample of the encoder's distribution times the model's scale
     x0_flipped   likewise, of the mirrored picture
 
 Rows are written batch by batch where they belong, so a batch is all that is in memory, and the file appears under its
@@ -24,10 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from modicum.data.pictures import PictureFolder, read_picture
-from modicum.errors import InvalidSetting
+from modicum.errors import InvalidSetting, UnsupportedModel, UnusableData
 from modicum.evaluate.inference import device_of, evaluating
 from modicum.formats.shards import make_header, no_space
+from modicum.models.class_models import class_config, class_kind
 from modicum.models.dit.model import LATENT_SCALE
+from modicum.models.mar import MARConfig
+from modicum.models.mar.model import LATENT_SCALE as MAR_SCALE
 
 
 def encode_latents(
@@ -38,6 +41,7 @@ def encode_latents(
     *,
     seed: int = 0,
     at_once: int = 8,
+    scale: float = LATENT_SCALE,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[int, ...]:
     """Write the latents of all pictures of a folder.
@@ -49,6 +53,7 @@ def encode_latents(
         out: the file to write (.safetensors); replaced if it exists.
         seed: picture i is sampled from seed + i, whatever is encoded beside it.
         at_once: pictures per batch.
+        scale: that the model multiplies latents by; DiT and SiT have 0.18215, MAR 0.2325.
         progress: told after every batch how many are done, and of how many.
 
     Returns:
@@ -71,7 +76,7 @@ def encode_latents(
                 **dict.fromkeys(("x0", "x0_flipped"), (torch.float32, shape)),
             }
             rows = _Rows(stream, entries)
-            for done, (start, batch) in enumerate(_batches(folder, vae, size, seed, at_once), start=1):
+            for done, (start, batch) in enumerate(_batches(folder, vae, size, seed, at_once, scale), start=1):
                 for name, values in batch.items():
                     rows.write(name, start, values)
                 progress(done, -(-shape[0] // at_once))
@@ -83,6 +88,32 @@ def encode_latents(
     finally:
         partial.unlink(missing_ok=True)
     return shape
+
+
+def latent_scale(folder: PictureFolder, root: Path, directory: Path) -> float:
+    """The scale of a model's latents, if the folder has no more classes than the model.
+
+    Args:
+        folder: the pictures.
+        root: where they lie, for the message.
+        directory: of the model that they are for.
+
+    Raises:
+        UnsupportedModel: it draws no latents.
+        UnusableData: the folder has a class that the model does not have.
+    """
+    config = class_config(directory) if class_kind(directory) else None
+    if config is None or config.pixel_space:
+        raise UnsupportedModel(
+            f"{directory.name} draws no latents.", "Give a DiT, SiT or MAR that does with --for."
+        )
+    if len(folder.classes) > config.num_classes:
+        raise UnusableData(
+            f"{root} has {len(folder.classes)} subfolders; {directory.name} has {config.num_classes} classes, and "
+            f"{folder.classes[config.num_classes]!r} would be class {config.num_classes}.",
+            "Leave out the folders of classes that the model does not draw.",
+        )
+    return MAR_SCALE if isinstance(config, MARConfig) else LATENT_SCALE
 
 
 class _Rows:
@@ -103,7 +134,7 @@ class _Rows:
 
 
 def _batches(
-    folder: PictureFolder, vae: nn.Module, size: int, seed: int, at_once: int
+    folder: PictureFolder, vae: nn.Module, size: int, seed: int, at_once: int, scale: float
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """First row and tensors of every batch."""
     for start in range(0, len(folder.files), at_once):
@@ -114,19 +145,19 @@ def _batches(
             start,
             {
                 "y": torch.tensor(folder.labels[start : start + at_once]),
-                "x0": _encoded(vae, pictures, seeds),
-                "x0_flipped": _encoded(vae, pictures.flip(-1), seeds),
+                "x0": _encoded(vae, pictures, seeds) * scale,
+                "x0_flipped": _encoded(vae, pictures.flip(-1), seeds) * scale,
             },
         )
 
 
 def _encoded(vae: nn.Module, pictures: Tensor, seeds: range) -> Tensor:
-    """A sample of the latents of every picture, scaled; float32 `[B, channels, side, side]`."""
+    """A sample of the latents of every picture, float32 `[B, channels, side, side]`."""
     found = vae.encode(pictures).latent_dist  # type: ignore[operator]
     noise = torch.stack(
         [torch.randn(found.mean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     )
-    return (found.mean + found.std * noise.to(found.mean.device)).float() * LATENT_SCALE
+    return (found.mean + found.std * noise.to(found.mean.device)).float()
 
 
 def _latent_shape(vae: nn.Module, size: int) -> tuple[int, int, int]:

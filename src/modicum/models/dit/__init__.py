@@ -4,7 +4,7 @@ noise --(network, many times)--> picture or latents          labels steer, guida
 """
 
 from modicum.models.dit.config import PRESETS, DiTConfig
-from modicum.models.dit.files import convert, load_dit, save, save_diffusers
+from modicum.models.dit.files import convert, from_diffusers, load_dit, save, save_diffusers
 from modicum.models.dit.gaussian import GaussianDiffusion, Losses, Reverse
 from modicum.models.dit.model import DiT
 from modicum.models.dit.sampling import SamplingStep, denoise, seeded_noise
@@ -22,6 +22,7 @@ __all__ = [
     "Transformer",
     "convert",
     "denoise",
+    "from_diffusers",
     "load_dit",
     "save",
     "save_diffusers",

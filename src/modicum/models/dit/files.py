@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modicum.models.dit import diffusers_layout
 from modicum.models.dit.config import DiTConfig
@@ -126,6 +126,24 @@ def save_diffusers(model: DiT, out: str | Path) -> Path:
     texts = {CONFIG: json.dumps(diffusers_layout.write_config(model.config), indent=2) + "\n"}
     tensors = diffusers_layout.to_diffusers(stored(model, lambda name: False), model.config)
     return write_directory(Path(out), texts, {DIFFUSERS_MODEL: tensors})
+
+
+def from_diffusers(model: nn.Module) -> DiT:
+    """modicum's DiT out of a `DiTTransformer2DModel` in memory; the weights are copied.
+
+    It computes with the constants of the authors (see `diffusers_layout`); `save_diffusers` is the way back.
+
+    Args:
+        model: of diffusers, such as the `transformer` of a pipeline.
+
+    Raises:
+        CheckpointError: its blocks hold different embedders.
+        InvalidSetting: a model that DiT cannot be.
+    """
+    config = diffusers_layout.read_config(model.config)  # type: ignore[arg-type]
+    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    made = assemble(config, diffusers_layout.from_diffusers(weights, config), next(model.parameters()).dtype)
+    return made.to(next(model.parameters()).device)
 
 
 def assemble(config: DiTConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> DiT:
