@@ -147,13 +147,13 @@ class Source:
     def load_prelude(self, head: bool = False) -> None:
         """Load what runs before the first block (everything outside the blocks but the output head).
 
+        Args:
+            head: load the head as well.
+
         Raises:
             UnsupportedModel: the model draws images; no text can be sent through it.
         """
         if image_kind(self.directory):
-        Args:
-            head: load the head as well.
-
             raise UnsupportedModel(
                 f"Calibration sends text through a model; {self.directory.name} draws images.",
                 "Use steps that need no data, such as quantize.rtn and prune.magnitude.",
