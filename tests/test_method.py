@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modicum import method as methods
-from modicum.calibrate.statistics import Statistics
+from modicum.calibrate.statistics import MATRICES, Statistics
 from modicum.errors import InvalidSetting, UnknownName
 from modicum.kernels.selection import semi_structured
 from modicum.method import LayerMethod, Method, Paper, Target, build, find, registry
@@ -98,6 +98,8 @@ def cases(draw: st.DrawFn, name: str, zeros: bool = False, pruned: bool = False)
     statistics = Statistics(built.statistics())
     if built.statistics():
         statistics.update(inputs(draw(st.integers(1, 64)), width, generator))
+    wanted = sorted(statistics.wanted & MATRICES)
+    statistics.matrices = {kind: torch.rand(rows, width, generator=generator) for kind in wanted}
     return Case(built, Target("block.layer", draw(st.sampled_from("qkvo")), weight, bias, gone), statistics)
 
 

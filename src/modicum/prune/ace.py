@@ -1,0 +1,92 @@
+"""ACE: weights that turn the output, times what distinguishes one token from another."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from modicum.calibrate.statistics import Statistics
+from modicum.kernels.selection import prune_lowest
+from modicum.method import LayerMethod, Paper, Target
+from modicum.prune.pattern import Pattern, expected_form, masked_form, scores_of, workspace
+from modicum.weights.base import WeightForm
+from modicum.weights.properties import NMPattern, Property, ZeroMask
+
+SMALLEST = 1e-30
+
+
+class ACE(LayerMethod):
+    """Prune by how far a weight turns the layer's output and how much its input varies; no weight is updated.
+
+    Scores, for outputs a_t = W x_t of the tokens t, compared within each output row:
+
+    cosp: |W_ij| ||X_j|| C_ij, C_ij = sum_t |a_ti| |x_tj| / ||a_t||^2, from the first-order expansion of the cosine
+    between the outputs with and without the weight. With `expansion="exact"`, |W_ij| sqrt(sum_t x_tj^2
+    (1 - a_ti^2 / ||a_t||^2) / ||a_t||^2), the square root of the leading term of that cosine's loss, which is of
+    second order. A layer of one output cannot turn: it is pruned by |W_ij| ||X_j||.
+
+    varp: |W_ij| std_t(x_tj). A channel that is large but constant tells no token from another.
+
+    both: cosp / mean(cosp) + balance * varp / mean(varp), means over the layer.
+
+    The text of the paper does not fix the standard deviation (rather than the variance), the means and the weight of
+    the sum; they are choices of ours. Padding is left out of the statistics.
+    """
+
+    paper: ClassVar[Paper] = Paper(
+        "ACE: Exploring Activation Cosine Similarity and Variance for Accurate and Calibration-Efficient LLM Pruning",
+        "2025",
+        "2505.21987",
+    )
+    keeps = (ZeroMask, NMPattern)
+
+    sparsity: float = Field(0.5, ge=0, lt=1, description="fraction of every output row that becomes zero")
+    pattern: Pattern = Field(
+        None, description="N:M pattern such as 2:4, N of M weights stay; replaces sparsity"
+    )
+    score: Literal["both", "cosp", "varp"] = Field("both", description="which of the two scores")
+    expansion: Literal["first", "exact"] = Field("first", description="of the cosine, in cosp")
+    balance: float = Field(1.0, ge=0, description="weight of varp beside cosp")
+
+    def gives(self) -> tuple[Property, ...]:
+        return self.pattern.gives() if self.pattern else (ZeroMask(),)
+
+    def statistics(self) -> frozenset[str]:
+        direction = "turning" if self.expansion == "exact" else "alignment"
+        cosp = {"column_norm", direction} if self.score != "varp" else set()
+        return frozenset(cosp | ({"column_var"} if self.score != "cosp" else set()))
+
+    def expected_form(self, weight: Tensor) -> WeightForm:
+        return expected_form(weight, weight.shape[0] * self._per_row(weight), self.pattern)
+
+    def workspace(self, weight: Tensor) -> int:
+        return 4 * 4 * weight.numel() + workspace(weight, self.pattern)  # two scores and their operands
+
+    def compress(self, target: Target, statistics: Statistics) -> WeightForm:
+        scores = scores_of(self._scores(target.weight.float().abs(), statistics), target.zeros)  # [out, in]
+        if self.pattern:
+            pruned = self.pattern.pruned(target.name, scores)
+        else:
+            pruned = prune_lowest(scores, self._per_row(scores))
+        return masked_form(target, pruned, self.pattern)
+
+    def _scores(self, magnitude: Tensor, statistics: Statistics) -> Tensor:
+        if self.score == "cosp":
+            return self._cosp(magnitude, statistics)
+        varp = magnitude * statistics.column_var.sqrt()
+        if self.score == "varp":
+            return varp
+        cosp = self._cosp(magnitude, statistics)
+        return cosp / cosp.mean().clamp_min(SMALLEST) + self.balance * varp / varp.mean().clamp_min(SMALLEST)
+
+    def _cosp(self, magnitude: Tensor, statistics: Statistics) -> Tensor:
+        if self.expansion == "first":
+            return magnitude * statistics.column_norm * statistics.alignment
+        if len(magnitude) == 1:
+            return magnitude * statistics.column_norm
+        return magnitude * statistics.turning
+
+    def _per_row(self, matrix: Tensor) -> int:
+        return int(self.sparsity * matrix.shape[1])
