@@ -63,6 +63,7 @@ class TestMasks:
         assert gates.kept() == [0, 3, 4]
         assert gates.confidence()[1].item() == pytest.approx(1 / (1 + 2 * math.exp(-3)))
 
+    @settings(deadline=None, max_examples=30)
     @given(groups=st.lists(GROUP, min_size=1, max_size=3), seed=st.integers(0, 999))
     def test_the_probability_of_a_block_is_how_often_it_is_drawn(
         self, groups: list[tuple[int, int]], seed: int

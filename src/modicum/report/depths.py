@@ -13,6 +13,7 @@ from torch import Tensor
 
 from modicum.evaluate.depth_comparison import DepthComparison
 from modicum.report import depth_sections as sections
+from modicum.report import training_sections
 from modicum.report.depth_rows import columns, headline
 from modicum.report.files import write_whole
 from modicum.report.html import fill, resource
@@ -53,6 +54,8 @@ def render(comparison: DepthComparison, images: Sequence[Tensor]) -> str:
             table=sections.table(comparison),
             pictures=sections.pictures(comparison, images),
             decisions=sections.decisions(comparison),
+            learning=training_sections.learning(comparison),
+            losses=training_sections.losses(comparison),
             made=sections.made(comparison),
             measurement=sections.measurement(comparison),
         ),
