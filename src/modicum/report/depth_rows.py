@@ -29,6 +29,7 @@ def columns(comparison: DepthComparison) -> list[Column]:
     """The columns in which anything was measured."""
     judged = [Column("Accuracy", "judged", _accuracy), Column("Frechet", "distance", _frechet)]
     return [
+        *([Column("Under", "", _policies)] if any(entry.policies for entry in comparison.entries) else []),
         Column("Blocks", "", lambda entry, first: Value(str(entry.blocks), exact=entry.blocks)),
         Column("Weights", "", _parameters),
         Column("On disk", "", _disk),
@@ -57,6 +58,10 @@ def share_of(entry: DepthEntry, first: DepthEntry) -> float:
 def number_of(value: float | None) -> str:
     """A number, or that it was not measured."""
     return NOT_MEASURED if value is None else number(value)
+
+
+def _policies(entry: DepthEntry, first: DepthEntry) -> Value:
+    return Value(", ".join(entry.policies) or "no policy")
 
 
 def _parameters(entry: DepthEntry, first: DepthEntry) -> Value:
