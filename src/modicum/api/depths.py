@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from modicum.api.classes import load_denoiser, request
-from modicum.errors import UnsupportedModel
+from modicum.errors import CheckpointError, UnsupportedModel
 from modicum.evaluate import Spread, environment
 from modicum.evaluate.denoising import ClassRequest, draw_batch
-from modicum.evaluate.depth_comparison import Decision, DepthComparison, DepthEntry
+from modicum.evaluate.depth_comparison import Decision, DepthComparison, DepthEntry, LossCurve
 from modicum.evaluate.inference import evaluating
-from modicum.formats.manifest import Manifest
+from modicum.formats.manifest import FILE, Manifest
 from modicum.formats.policies import Policies
 from modicum.formats.shards import Shards
-from modicum.models.dit import DiT
+from modicum.models.class_models import ClassModel, network_of
 from modicum.zoo.digits import Judge, load_judge
 from modicum.zoo.dit_card import for_judge
 from modicum.zoo.locate import locate
@@ -93,23 +95,59 @@ def compare_depths(
 
 
 def decisions(directory: Path) -> list[Decision]:
-    """What the steps that made a model left of its blocks, as modicum.json says."""
+    """What the steps that made a model left of its blocks, as modicum.json says.
+
+    Raises:
+        CheckpointError: it says nothing that makes sense.
+    """
+    with _sensible(directory):
+        return [
+            Decision(
+                method=name,
+                kept=found["kept_blocks"],
+                of=found["of_blocks"],
+                groups=found.get("groups", ()),
+                confidence=found.get("confidence", ()),
+                history=found.get("history"),
+            )
+            for name, found in _notes(directory).items()
+            if "kept_blocks" in found
+        ]
+
+
+def loss_curves(directory: Path) -> dict[str, LossCurve]:
+    """How the trainings went that made a model, by method, as modicum.json says.
+
+    Raises:
+        CheckpointError: it says nothing that makes sense.
+    """
+    with _sensible(directory):
+        return {
+            name: LossCurve(step=found["history"]["step"], loss=found["history"]["loss"])
+            for name, found in _notes(directory).items()
+            if "history" in found
+        }
+
+
+def _notes(directory: Path) -> dict[str, dict[str, Any]]:
     manifest = Manifest.present(directory)
-    notes = manifest.notes if manifest is not None else {}
-    return [
-        Decision(
-            method=name,
-            kept=found["kept_blocks"],
-            of=found["of_blocks"],
-            groups=found.get("groups", ()),
-            confidence=found.get("confidence", ()),
-        )
-        for name, found in notes.items()
-        if "kept_blocks" in found
-    ]
+    return manifest.notes if manifest is not None else {}
 
 
-def _check_alike(models: Sequence[DiT], directories: Sequence[Path]) -> None:
+@contextmanager
+def _sensible(directory: Path) -> Iterator[None]:
+    """Notes that fit no record become a sentence."""
+    try:
+        yield
+    except (ValidationError, KeyError, TypeError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"{error} is missing"
+        raise CheckpointError(
+            f"The notes in {directory / FILE} are damaged: {reason}.",
+            "Copy it again, or make the model again.",
+        ) from error
+
+
+def _check_alike(models: Sequence[ClassModel], directories: Sequence[Path]) -> None:
     """Refuse models that cannot draw the same pictures."""
     fields = ("kind", "input_size", "in_channels", "num_classes", "pixel_space")
     for model, directory in zip(models, directories, strict=True):
@@ -123,7 +161,7 @@ def _check_alike(models: Sequence[DiT], directories: Sequence[Path]) -> None:
 
 
 def _draw(
-    models: Sequence[DiT],
+    models: Sequence[ClassModel],
     policies: Sequence[Policies],
     wanted: ClassRequest,
     vae: torch.nn.Module | None,
@@ -149,7 +187,7 @@ def _draw(
 
 def _entry(
     directory: Path,
-    model: DiT,
+    model: ClassModel,
     policies: Policies,
     images: Tensor,
     seconds: list[float],
@@ -157,8 +195,6 @@ def _entry(
     judge: Judge | None,
     wanted: ClassRequest,
 ) -> DepthEntry:
-    manifest = Manifest.present(directory)
-    notes = manifest.notes if manifest is not None else {}
     quality = {}
     if judge is not None and len(images) > 1:
         seen = for_judge(images)
@@ -168,8 +204,9 @@ def _entry(
         name=directory.name,
         blocks=model.config.depth,
         parameters=sum(p.numel() for p in model.parameters()),
-        disk_bytes=Shards(directory).nbytes(),
-        training_losses={name: found["loss"] for name, found in notes.items() if "loss" in found},
+        disk_bytes=Shards(network_of(directory)).nbytes(),
+        training_losses={name: found["loss"] for name, found in _notes(directory).items() if "loss" in found},
+        loss_curves=loss_curves(directory),
         policies=policies.described(),
         seconds=Spread.of(seconds),
         seconds_ratio=Spread.of(own / first for own, first in zip(seconds, base, strict=True)),
