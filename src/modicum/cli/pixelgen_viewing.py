@@ -12,6 +12,7 @@ from modicum.cli import options
 if TYPE_CHECKING:
     from modicum.apps.pixelgen.viewer.broadcast import Broadcast
 
+GENERATOR = "pixelgen-nano-small"
 PORT = 8005
 RECORDINGS = Path("pixelgen-recordings")
 
@@ -25,7 +26,14 @@ Seconds = Annotated[
 ]
 Painter = Annotated[
     str,
-    typer.Option("--generator", help="Who paints: a shipped generator, a directory, or diffusers:DIRECTORY."),
+    typer.Option("--generator", help="Who paints: a shipped generator, a directory, or diffusers:MODEL."),
+]
+Segmenter = Annotated[
+    str | None,
+    typer.Option("--segmenter", help="Semantic segmentation model for diffusers:MODEL; edges by default."),
+]
+Download = Annotated[
+    bool, typer.Option("--download", help="Fetch models of others that are not on this machine.")
 ]
 Recordings = Annotated[Path, typer.Option("--recordings", help="Folder for what is recorded.")]
 
@@ -51,7 +59,9 @@ def demo(
     interleave: Annotated[
         bool, typer.Option("--interleave/--rows", help="Scatter what a lost packet takes away, or lose rows.")
     ] = True,
-    generator: Painter = "pixelgen-nano",
+    generator: Painter = GENERATOR,
+    segmenter: Segmenter = None,
+    download: Download = False,
     device: options.Device = "cpu",
     host: Host = "127.0.0.1",
     port: Port = PORT,
@@ -78,6 +88,8 @@ def demo(
         loss=loss,
         interleave=interleave,
         generator=generator,
+        segmenter=segmenter,
+        download=download,
         device=device,
         recordings=recordings,
         seed=seed,
@@ -93,7 +105,9 @@ def view(
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.01, help="Seconds of silence that end a frame.")
     ] = 1.0,
-    generator: Painter = "pixelgen-nano",
+    generator: Painter = GENERATOR,
+    segmenter: Segmenter = None,
+    download: Download = False,
     device: options.Device = "cpu",
     host: Host = "127.0.0.1",
     port: Port = PORT,
@@ -119,7 +133,8 @@ def view(
 
     screen, guard = console(quiet, as_json), Guard(host, secret(token))
     heard, gateway = address(listen), Gateway(known_nodes([node], columns=False), timeout)
-    painter = Painter(open_generator(generator, device=device), generator)
+    opened = open_generator(generator, device=device, segmenter=segmenter, download=download)
+    painter = Painter(opened, generator)
     broadcast = Broadcast(painter, Recorder(recordings), gateway.clock)
 
     def ready(page: str) -> None:

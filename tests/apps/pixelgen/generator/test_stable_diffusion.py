@@ -11,7 +11,7 @@ import torch
 
 from modicum.apps.pixelgen.generator import StableDiffusion, open_generator
 from modicum.apps.pixelgen.generator.colour import luma
-from modicum.apps.pixelgen.generator.stable_diffusion import readings_of
+from modicum.apps.pixelgen.generator.stable_diffusion import drawn_edges, readings_of
 from modicum.apps.pixelgen.prompt import SensorTokens, tokens
 from modicum.errors import CheckpointError
 
@@ -108,6 +108,35 @@ def test_measured_luma_can_be_kept(directory: Path) -> None:
     difference = (luma(painted) - FRAME).abs()
     assert difference[mask].max() < 1e-5
     assert difference[~mask].mean() > 0.01
+
+
+def test_a_segmentation_takes_the_place_of_edges(directory: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.SegformerConfig(
+        num_labels=150,
+        depths=[1] * 4,
+        hidden_sizes=[8] * 4,
+        num_attention_heads=[1] * 4,
+        decoder_hidden_size=16,
+    )
+    transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
+    transformers.SegformerImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    painter = open_generator(f"diffusers:{directory}", segmenter=str(tmp_path))
+    assert isinstance(painter, StableDiffusion)
+    painter.side = 64
+    segmented = painter.generate(FRAME, WHOLE, TOLD, steps=2)
+    painter.control = drawn_edges
+    edged = painter.generate(FRAME, WHOLE, TOLD, steps=2)
+    painter.control = lambda frames: torch.zeros(1, 3, *frames.shape[2:])
+    for other in (edged, painter.generate(FRAME, WHOLE, TOLD, steps=2)):
+        assert (segmented - other).abs().max() > 2e-5
+
+
+def test_edges_are_white_on_black_and_those_of_the_frame() -> None:
+    drawn = drawn_edges(FRAME)
+    assert drawn.shape == (1, 3, 24, 30)
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    assert drawn[0, 0, 8:16, 12:16].any()  # the right side of the dark square
 
 
 def test_tokens_go_to_the_sentence_and_back() -> None:

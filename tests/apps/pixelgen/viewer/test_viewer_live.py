@@ -18,7 +18,9 @@ import websockets
 from numpy.typing import NDArray
 from PIL import Image
 
+from modicum.apps.pixelgen.demo import Stage
 from modicum.apps.pixelgen.gateway import Gateway, KnownNode
+from modicum.apps.pixelgen.generator import DEFAULT
 from modicum.apps.pixelgen.modes import QQVGA4
 from modicum.apps.pixelgen.node import Camera, CameraSettings, Node, NodeSettings
 from modicum.apps.pixelgen.radio.framing import Framing
@@ -28,6 +30,7 @@ from modicum.apps.pixelgen.viewer.guard import Guard
 from modicum.apps.pixelgen.viewer.painting import Painter
 from modicum.apps.pixelgen.viewer.recording import Recorder
 from modicum.apps.pixelgen.viewer.serving import page_address, show
+from modicum.cli import pixelgen_viewing
 from modicum.cli.app import app
 from modicum.cli.failures import explain
 
@@ -88,6 +91,10 @@ def test_the_demo_ends_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out)["painted"] >= 1
 
 
+def test_the_compressed_generator_paints_by_default() -> None:
+    assert pixelgen_viewing.GENERATOR == Stage().generator == DEFAULT == "pixelgen-nano-small"
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -96,6 +103,13 @@ def test_the_demo_ends_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["demo", "--host", "0.0.0.0", "--token", "none.txt"], "none.txt"),
         (["demo", "--port", "TAKEN"], "--port"),
         (["demo", "--generator", "none"], "none"),
+        (["view", "--generator", "pixelgen-nan"], "'pixelgen-nano"),
+        (["view", "--generator", "diffusers:nobody/paints"], "--download"),
+        (
+            ["demo", "--generator", "diffusers:nobody/paints", "--segmenter", "nobody/segments"],
+            "nobody/segments",
+        ),
+        (["demo", "--segmenter", "nobody/segments"], "--segmenter"),
         (["demo", "--source", "none.png", "--port", "0"], "none.png"),
         (["demo", "--mode", "vga"], "'qvga'"),
         (["view", "--node", "x"], "--node 'x'"),

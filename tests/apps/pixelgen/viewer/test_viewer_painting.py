@@ -9,7 +9,7 @@ import pytest
 from modicum.apps.pixelgen.demo.scene import Motor, Shore
 from modicum.apps.pixelgen.energy import RGB_CAMERAS, EnergyModel
 from modicum.apps.pixelgen.gateway import CompletedFrame
-from modicum.apps.pixelgen.generator import Generator
+from modicum.apps.pixelgen.generator import DEFAULT, open_generator
 from modicum.apps.pixelgen.readings import Readings
 from modicum.apps.pixelgen.viewer.facts import facts
 from modicum.apps.pixelgen.viewer.painting import UNKNOWN, Painter, developed
@@ -34,7 +34,7 @@ def test_developing_keeps_the_order_and_the_ends() -> None:
 
 def test_the_shipped_generator_keeps_measured_brightness(completed: Frames) -> None:
     frame = completed(0)
-    painted = Painter(Generator.load("pixelgen-nano"), "pixelgen-nano").paint(frame)
+    painted = Painter(open_generator(), DEFAULT).paint(frame)
     luma = painted.generated / 255 @ LUMA
     assert np.abs(luma - developed(frame.frame))[frame.mask].max() < 0.01
     assert np.ptp(painted.generated.astype(int), axis=-1).max() > 4  # there is colour

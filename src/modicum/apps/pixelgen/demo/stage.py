@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from modicum.apps.pixelgen.demo.scene import Motor, Shore
 from modicum.apps.pixelgen.energy import EnergyModel
 from modicum.apps.pixelgen.gateway import Gateway, KnownNode
-from modicum.apps.pixelgen.generator import open_generator
+from modicum.apps.pixelgen.generator import DEFAULT, open_generator
 from modicum.apps.pixelgen.modes import QVGA, Bytes, Mode
 from modicum.apps.pixelgen.node import Camera, CameraSettings, Node, NodeSettings, pictures
 from modicum.apps.pixelgen.radio.channel import Channel
@@ -38,7 +38,9 @@ class Stage(BaseModel):
     period: float = Field(2.0, ge=0, description="seconds from frame to frame")
     loss: float = Field(0.1, ge=0, le=1, description="share of packets that the radio loses")
     interleave: bool = Field(True, description="scatter what a lost packet takes away")
-    generator: str = Field("pixelgen-nano", description="who paints")
+    generator: str = Field(DEFAULT, description="who paints")
+    segmenter: str | None = Field(None, description="who says what is where, for a ControlNet")
+    download: bool = Field(False, description="fetch models of others")
     device: str = Field("cpu", description="where it paints")
     recordings: Path = Field(RECORDINGS, description="folder for recordings")
     seed: int = Field(0, ge=0, description="of scene, noise, losses and colours")
@@ -65,7 +67,9 @@ async def play(
     """
     shore = Shore(stage.seed)
     painter = Painter(
-        open_generator(stage.generator, device=stage.device),
+        open_generator(
+            stage.generator, device=stage.device, segmenter=stage.segmenter, download=stage.download
+        ),
         stage.generator,
         hear=None if stage.source else Motor(shore, stage.seed).around,
         seed=stage.seed,

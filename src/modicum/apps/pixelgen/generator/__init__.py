@@ -17,12 +17,16 @@ from __future__ import annotations
 from modicum.apps.pixelgen.generator.files import locate, names, save
 from modicum.apps.pixelgen.generator.model import Generator
 from modicum.apps.pixelgen.generator.network import GeneratorConfig, PixelNetwork
+from modicum.apps.pixelgen.generator.segmentation import Segmenter
 from modicum.apps.pixelgen.generator.stable_diffusion import StableDiffusion
+from modicum.errors import InvalidSetting
 
 __all__ = [
+    "DEFAULT",
     "Generator",
     "GeneratorConfig",
     "PixelNetwork",
+    "Segmenter",
     "StableDiffusion",
     "locate",
     "names",
@@ -31,16 +35,36 @@ __all__ = [
 ]
 
 DIFFUSERS = "diffusers:"
+DEFAULT = "pixelgen-nano-small"
 
 
-def open_generator(name: str, *, device: str = "cpu") -> Generator | StableDiffusion:
-    """The generator that a user names: a shipped one, a directory, or "diffusers:DIRECTORY".
+def open_generator(
+    name: str = DEFAULT, *, device: str = "cpu", segmenter: str | None = None, download: bool = False
+) -> Generator | StableDiffusion:
+    """The generator that a user names.
+
+    Args:
+        name: a shipped one, a directory, or "diffusers:MODEL", a ControlNet pipeline.
+        device: where it paints.
+        segmenter: the ControlNet reads what this semantic segmentation model says of a frame, instead of edges.
+        download: models of others that are not on this machine are fetched from the hub.
 
     Raises:
         UnknownName: there is no such generator.
+        InvalidSetting: a segmenter for a generator that reads no segmentation.
+        UnsupportedModel: the segmenter knows other classes than the ControlNet.
         CheckpointError: it cannot be opened.
         MissingExtra: diffusers is needed and not installed.
     """
-    if name.startswith(DIFFUSERS):
-        return StableDiffusion.load(name.removeprefix(DIFFUSERS), device=device)
-    return Generator.load(name, device=device)
+    if not name.startswith(DIFFUSERS):
+        if segmenter is not None:
+            raise InvalidSetting(
+                f"{name} reads no segmentation, so --segmenter has no use.",
+                "Leave it out, or give a pipeline: --generator diffusers:MODEL.",
+            )
+        return Generator.load(name, device=device)
+    model = name.removeprefix(DIFFUSERS)
+    if segmenter is None:
+        return StableDiffusion.load(model, device=device, download=download)
+    control = Segmenter.load(segmenter, device=device, download=download)
+    return StableDiffusion.load(model, device=device, download=download, control=control)

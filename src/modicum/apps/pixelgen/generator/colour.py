@@ -39,10 +39,13 @@ def colours(y: Tensor, c: Tensor) -> Tensor:
     Returns:
         `[B, 3, H, W]` in [0, 1]; its luma is `y` up to rounding.
     """
+    coloured = offset(c)
+    room = torch.where(coloured > 0, 1 - y, y)
+    fitting = (room / coloured.abs().clamp_min(1e-6)).amin(1, keepdim=True).clamp(0, 1)
+    return (y + fitting * coloured).clamp(0, 1)
+
+
+def offset(c: Tensor) -> Tensor:
+    """How far red, green and blue of chroma `c` are from grey: `[B, 2, H, W] -> [B, 3, H, W]`."""
     cb, cr = c.split(1, dim=1)
-    offset = torch.cat(
-        (_CR * cr, _GREEN_CB * cb + _GREEN_CR * cr, _CB * cb), dim=1
-    )  # from grey, [B, 3, H, W]
-    room = torch.where(offset > 0, 1 - y, y)
-    fitting = (room / offset.abs().clamp_min(1e-6)).amin(1, keepdim=True).clamp(0, 1)
-    return (y + fitting * offset).clamp(0, 1)
+    return torch.cat((_CR * cr, _GREEN_CB * cb + _GREEN_CR * cr, _CB * cb), dim=1)

@@ -2,6 +2,7 @@
 
     config.json          sizes, and how to paint by default; the form of every compressed matrix
     model.safetensors    parameters in bfloat16, or the stored tensors of forms
+    upscaler.safetensors the last stage in bfloat16, if there is one; its sizes are those of its tensors
 
 Compressed matrices are small on disk only: opened, they are plain float32 ones, which a CPU multiplies fastest.
 """
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from modicum.apps.pixelgen.generator.model import Generator
 from modicum.apps.pixelgen.generator.network import GeneratorConfig, PixelNetwork
+from modicum.apps.pixelgen.generator.upscale import Upscaler
 from modicum.errors import CheckpointError, UnknownName
 from modicum.models.state_files import fill, read_json, read_tensors, stored, write_directory
 from modicum.weights.base import WeightForm, from_spec
 
-CONFIG, MODEL = "config.json", "model.safetensors"
+CONFIG, MODEL, UPSCALER = "config.json", "model.safetensors", "upscaler.safetensors"
 KIND = "a PixelGen generator"
 _WEIGHTS = Path(__file__).parents[1] / "weights"
 
@@ -59,7 +61,25 @@ def load(model: str | Path, device: str = "cpu") -> Generator:
         generator = Generator(assemble(config, plain).to(device), **painting)
     except TypeError as error:
         raise CheckpointError(f"{directory / CONFIG} is damaged: {error}", "Copy it again.") from error
+    if (directory / UPSCALER).is_file():
+        generator.upscaler = load_upscaler(directory / UPSCALER).to(device)
     return generator
+
+
+def load_upscaler(file: Path) -> Upscaler:
+    """The last stage, float32, ready to use.
+
+    Raises:
+        CheckpointError: the file is unreadable or holds something else.
+    """
+    tensors = read_tensors(file)
+    if "enter.bias" not in tensors:
+        raise CheckpointError(f"{file} holds no upscaler.", "Copy it again, or leave it out.")
+    depth = sum(name.startswith("body.") and name.endswith(".first.bias") for name in tensors)
+    with torch.device("meta"):
+        upscaler = Upscaler(len(tensors["enter.bias"]), depth)
+    fill(upscaler, tensors, "upscaler", lambda name: torch.float32)
+    return upscaler.eval()
 
 
 def assemble(config: GeneratorConfig, tensors: Mapping[str, Tensor]) -> PixelNetwork:
@@ -97,7 +117,10 @@ def save(
     }
     tensors = stored(network, lambda name: half and not name.startswith(tuple(f"{form}." for form in forms)))
     texts = {CONFIG: json.dumps(config, indent=2) + "\n", **(extra or {})}
-    return write_directory(Path(out), texts, {MODEL: tensors})
+    files = {MODEL: tensors}
+    if generator.upscaler is not None:
+        files[UPSCALER] = stored(generator.upscaler, lambda name: half)
+    return write_directory(Path(out), texts, files)
 
 
 def _expanded(tensors: dict[str, Tensor], forms: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from modicum.apps.pixelgen.generator.diffusion import Velocity, paint
 from modicum.apps.pixelgen.generator.enlarge import enlarged, reduced
 from modicum.apps.pixelgen.generator.network import PixelNetwork
 from modicum.apps.pixelgen.generator.tiles import Tiles
+from modicum.apps.pixelgen.generator.upscale import Upscaler
 from modicum.errors import InvalidSetting
 
 AT_ONCE = 64  # tiles in one pass of the network
@@ -34,13 +35,21 @@ class Generator:
         network: in evaluation mode.
         steps: passes per picture, unless `generate` says otherwise.
         temperature: likewise.
+        upscaler: brings reduced pictures to full size, and finds lost luma; None does it the simple way.
 
     Attributes:
         network: may be compressed in place.
     """
 
-    def __init__(self, network: PixelNetwork, steps: int = 4, temperature: float = 0.0) -> None:
+    def __init__(
+        self,
+        network: PixelNetwork,
+        steps: int = 4,
+        temperature: float = 0.0,
+        upscaler: Upscaler | None = None,
+    ) -> None:
         self.network, self.steps, self.temperature = network, steps, temperature
+        self.upscaler = upscaler
 
     @classmethod
     def load(cls, model: str | Path, *, device: str = "cpu") -> Generator:
@@ -78,7 +87,7 @@ class Generator:
             guidance: how much the readings are exaggerated; 1 is as trained, and costs half of any other value.
             temperature: share of the noise that painting begins with, 0 to 1.
             stride: distance of neighbouring tiles in cells of 2 pixels.
-            reduce: paint at this fraction of the size, luma excepted; see `enlarge`.
+            reduce: paint at this fraction of the size, luma excepted; see `enlarge` and `upscale`.
             seed: of the noise.
 
         Returns:
@@ -100,9 +109,12 @@ class Generator:
         def painted(frames: Tensor, mask: Tensor) -> Tensor:
             return self._paint(frames, mask, tokens, steps, guidance, temperature, stride, seed)
 
-        if reduce == 1:
-            return painted(frames, mask)
-        return enlarged(painted(*reduced(frames, mask, reduce)), frames, mask, reduce)
+        small = painted(frames, mask) if reduce == 1 else painted(*reduced(frames, mask, reduce))
+        if reduce == 1 and (self.upscaler is None or bool(mask.all())):
+            return small
+        if self.upscaler is None:
+            return enlarged(small, frames, mask, reduce)
+        return self.upscaler(small, frames, mask, reduce)
 
     def _paint(
         self,

@@ -1,16 +1,18 @@
-"""The original's generator: Stable Diffusion, held to the frame by a ControlNet that reads its Canny edges.
+"""The original's generator: Stable Diffusion, held to the frame by a ControlNet.
 
     generator = StableDiffusion.load("directory of a StableDiffusionControlNetPipeline")
 
-The readings reach the model as a sentence. The picture is new altogether: only edges are taken from the frame, unless
-`keep_luma` puts the measured luma back. Nothing is downloaded.
+What the ControlNet reads is made of the frame by a control: its Canny edges, or with `segmentation` what is where in
+it. The readings reach the model as a sentence. The picture is new altogether, unless `keep_luma` puts the measured
+luma back.
 
-Paper: PixelGen, arXiv 2402.03390; ControlNet, ICCV 2023, arXiv 2302.05543. Of the original's two controls this has
-the edges; segmentation, prompts by a language model and sampling settings were not published.
+Paper: PixelGen, arXiv 2402.03390; ControlNet, ICCV 2023, arXiv 2302.05543. The original's prompts by a language model
+and its sampling settings were not published.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +23,49 @@ from torch.nn import functional as F
 from modicum.apps.pixelgen.generator.canny import canny, equalised
 from modicum.apps.pixelgen.generator.colour import chroma, colours, luma
 from modicum.apps.pixelgen.generator.frames import conceal
+from modicum.apps.pixelgen.generator.hub import model_directory
 from modicum.apps.pixelgen.prompt import Scale, SensorTokens, sentence
 from modicum.apps.pixelgen.readings import Readings
 from modicum.errors import CheckpointError, MissingExtra
 
 CLASS = "StableDiffusionControlNetPipeline"
+WEIGHTS = "*/*.safetensors"
+
+Control = Callable[[Tensor], Tensor]
+"""Frames `[B, 1, H, W]` in [0, 1] -> what a ControlNet reads, `[B, 3, H, W]` in [0, 1]."""
+
+
+def drawn_edges(frames: Tensor) -> Tensor:
+    """White Canny edges on black, `[B, 3, H, W]`."""
+    return canny(equalised(frames)).float().expand(-1, 3, -1, -1)
 
 
 class StableDiffusion:
     """A pipeline of diffusers under the interface of `Generator`.
 
     Args:
-        pipeline: a StableDiffusionControlNetPipeline whose ControlNet reads Canny edges.
+        pipeline: a StableDiffusionControlNetPipeline.
         side: length of the longer side that it paints at, in pixels.
         keep_luma: whether measured luma takes the place of the painted one.
+        control: makes of frames what the ControlNet was trained to read.
     """
 
-    def __init__(self, pipeline: Any, side: int = 512, keep_luma: bool = False) -> None:
-        self.pipeline, self.side, self.keep_luma = pipeline, side, keep_luma
+    def __init__(
+        self, pipeline: Any, side: int = 512, keep_luma: bool = False, control: Control = drawn_edges
+    ) -> None:
+        self.pipeline, self.side, self.keep_luma, self.control = pipeline, side, keep_luma, control
 
     @classmethod
     def load(
-        cls, directory: str | Path, *, device: str = "cpu", side: int = 512, keep_luma: bool = False
+        cls, name: str | Path, *, device: str = "cpu", download: bool = False, **settings: Any
     ) -> StableDiffusion:
-        """Open a directory that `StableDiffusionControlNetPipeline.save_pretrained` wrote.
+        """Open what `StableDiffusionControlNetPipeline.save_pretrained` wrote.
+
+        Args:
+            name: a directory, or the name of a pipeline on the hub.
+            device: where it runs.
+            download: fetch it if it is not on this machine.
+            **settings: `side`, `keep_luma` and `control`, see above.
 
         Raises:
             MissingExtra: diffusers is not installed.
@@ -54,18 +75,19 @@ class StableDiffusion:
             from diffusers import StableDiffusionControlNetPipeline
         except ImportError as error:
             raise MissingExtra.of("diffusers", "images", "Stable Diffusion") from error
+        directory = model_directory(name, WEIGHTS, download=download)
         try:
             pipeline = StableDiffusionControlNetPipeline.from_pretrained(
-                str(directory), local_files_only=True, safety_checker=None
+                str(directory), local_files_only=True, use_safetensors=True, safety_checker=None
             )
         except Exception as error:  # diffusers lets through whatever its parts stumble on
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
-                f"{directory} is no {CLASS}: {reason}",
+                f"{name} is no {CLASS}: {reason}",
                 f"Give a directory that {CLASS} saved, ControlNet included.",
             ) from error
         pipeline.set_progress_bar_config(disable=True)
-        return cls(pipeline.to(device), side, keep_luma)
+        return cls(pipeline.to(device), **settings)
 
     @torch.no_grad()
     def generate(
@@ -99,7 +121,7 @@ class StableDiffusion:
         enlarged = F.interpolate(frame, size, mode="bicubic", antialias=True).clamp(0, 1)
         painted = self.pipeline(
             [sentence(readings) for readings in readings_of(tokens)],
-            image=canny(equalised(enlarged)).float().expand(-1, 3, -1, -1),
+            image=self.control(enlarged),
             height=size[0],
             width=size[1],
             num_inference_steps=steps,

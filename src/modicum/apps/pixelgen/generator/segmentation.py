@@ -1,0 +1,98 @@
+"""What is where in a frame, as the colours that a segmentation ControlNet was trained on.
+
+A model of transformers names one of ADE20K's 150 classes for every pixel; the ControlNet reads the classes as the
+colours of that data set (Zhou et al., CVPR 2017). Edges keep the geometry of a scene; this keeps what its things are.
+
+    segment = Segmenter.load("directory of a semantic segmentation model")
+    painter = StableDiffusion.load("directory of the pipeline", control=segment)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modicum.apps.pixelgen.generator.hub import model_directory
+from modicum.errors import CheckpointError, UnsupportedModel
+
+# Colour code of ADE20K, class by class from "wall" to "flag".
+_CODE = (
+    "787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d 787846 08ff33 "
+    "ff0652 8fff8c ccff04 ff3307 cc4603 0066c8 3de6fa ff0633 0b66ff ff0747 ff09e0 0907e6 dcdcdc ff095c 7009ff "
+    "08ffd6 07ffe0 ffb806 0aff47 ff290a 07ffff e0ff08 6608ff ff3d06 ffc207 ff7a08 00ff14 ff0829 ff0599 0633ff "
+    "eb0cff a09614 00a3ff 8c8c8c fa0a0f 14ff00 1fff00 ff1f00 ffe000 99ff00 0000ff ff4700 00ebff 00adff 1f00ff "
+    "0bc8c8 ff5200 00fff5 003dff 00ff70 00ff85 ff0000 ffa300 ff6600 c2ff00 008fff 33ff00 0052ff 00ff29 00ffad "
+    "0a00ff adff00 00ff99 ff5c00 ff00ff ff00f5 ff0066 ffad00 ff0014 ffb8b8 001fff 00ff3d 0047ff ff00cc 00ffc2 "
+    "00ff52 000aff 0070ff 3300ff 00c2ff 007aff 00ffa3 ff9900 00ff0a ff7000 8fff00 5200ff a3ff00 ffeb00 08b8aa "
+    "8500ff 00ff5c b800ff ff001f 00b8ff 00d6ff ff0070 5cff00 00e0ff 70e0ff 46b8a0 a300ff 9900ff 47ff00 ff00a3 "
+    "ffcc00 ff008f 00ffeb 85ff00 ff00eb f500ff ff007a fff500 0abed4 d6ff00 00ccff 1400ff ffff00 0099ff 0029ff "
+    "00ffcc 2900ff 29ff00 ad00ff 00f5ff 4700ff 7a00ff 00ffb8 005cff b8ff00 0085ff ffd600 19c2c2 66ff00 5c00ff"
+)
+COLOURS = torch.tensor([list(bytes.fromhex(colour)) for colour in _CODE.split()]) / 255  # [150, 3]
+WEIGHTS = "model*.safetensors"
+
+
+class Segmenter:
+    """A semantic segmentation model under the interface of a control: frames in, pictures out.
+
+    Args:
+        model: of transformers, with 150 classes in the order of ADE20K.
+        processor: its image processor.
+
+    Raises:
+        UnsupportedModel: it knows other classes.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        classes = model.config.num_labels
+        if classes != len(COLOURS):
+            raise UnsupportedModel(
+                f"The segmentation model tells {classes} classes apart, the ControlNet knows {len(COLOURS)}.",
+                "Give a model that was trained on the 150 classes of ADE20K.",
+            )
+        self.model, self.processor = model, processor
+
+    @classmethod
+    def load(cls, name: str | Path, *, device: str = "cpu", download: bool = False) -> Segmenter:
+        """Open a model by directory, or by its name on the hub.
+
+        Args:
+            name: of the model.
+            device: where it runs.
+            download: fetch it if it is not on this machine.
+
+        Raises:
+            CheckpointError: it is not here, or no semantic segmentation model.
+            UnsupportedModel: it knows other classes than those of ADE20K.
+        """
+        from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+        directory = model_directory(name, WEIGHTS, download=download)
+        try:
+            model = AutoModelForSemanticSegmentation.from_pretrained(
+                directory, local_files_only=True, use_safetensors=True
+            )
+            processor = AutoImageProcessor.from_pretrained(directory, local_files_only=True)
+        except Exception as error:  # transformers lets through whatever its parts stumble on
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"{name} is no semantic segmentation model: {reason}",
+                "Give one that AutoModelForSemanticSegmentation opens, with its image processor.",
+            ) from error
+        return cls(model.to(device).eval(), processor)
+
+    @torch.no_grad()
+    def __call__(self, frames: Tensor) -> Tensor:
+        """The colours of what is where, float32 `[B, 3, H, W]`.
+
+        Args:
+            frames: float `[B, 1, H, W]` in [0, 1].
+        """
+        bytes_ = (255 * frames).round().byte().expand(-1, 3, -1, -1)
+        asked = self.processor(images=list(bytes_.cpu()), return_tensors="pt").to(self.model.device)
+        sizes = [tuple(frames.shape[-2:])] * len(frames)
+        classes = self.processor.post_process_semantic_segmentation(self.model(**asked), target_sizes=sizes)
+        return COLOURS[torch.stack(classes).cpu()].permute(0, 3, 1, 2)
