@@ -1,32 +1,32 @@
 """Depth pruning of the nano models: is the learned choice of blocks better than the others, after equal training?
 
     python benchmarks/tinyfusion_nano.py lm   [--seeds 0] [--learn 300] [--train 300] [--choices learned shortgpt]
-    python benchmarks/tinyfusion_nano.py dit  [--seeds 0 1 2] [--learn 600] [--train 600] [--model DIRECTORY]
-    python benchmarks/tinyfusion_nano.py cost [--width 192] [--depth 12]
+    python benchmarks/tinyfusion_nano.py dit  [--seeds 0 1 2] [--learn 600] [--train 600] [--per-class 20]
 
 `lm` and `dit` halve the depth of nano-lm and nano-dit: every method chooses its blocks, then every choice is trained
 for the same number of steps on the same batches; the learned choice of nano-dit is also recovered by distillation.
-Shown is the loss on held-out data before and after. `cost` times a step that learns the mask beside a LoRA step of the
-whole model, and measures the memory of both, each in a process of its own. A markdown table is printed;
-benchmarks/results/tinyfusion-nano-*.json keeps the numbers.
+Shown is the loss on held-out data before and after; nano-dit also draws digits after training, from the same noise for
+every choice, and the judge beside it measures their Frechet distance to real ones and how many it recognises. A
+markdown table is printed: the mean over the seeds, and the least and the most.
+benchmarks/results/tinyfusion-nano-*.json keeps every row as it comes; the same command goes on with what is missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import torch
+from kept_rows import KeptRows, Row, table
 from torch import nn
 
 import modicum
@@ -34,7 +34,6 @@ from modicum.api.training import transform_loaded
 from modicum.data.samples import Samples, Table
 from modicum.data.text import load_text
 from modicum.data.windows import token_stream
-from modicum.diffusion.gates import GatedNetwork, Gates
 from modicum.diffusion.tinyfusion import TinyFusion
 from modicum.distill.finetune import Finetune
 from modicum.distill.logits_kd import LogitsKD
@@ -42,8 +41,8 @@ from modicum.distill.masked_kd import MaskedKD
 from modicum.evaluate import environment
 from modicum.method import ModelMethod
 from modicum.models import Anatomy
-from modicum.models.depth import as_groups
-from modicum.models.dit import DiT, DiTConfig
+from modicum.models.depth import as_groups, keep_blocks, last_of_groups
+from modicum.models.dit import DiT
 from modicum.pipeline.loading import load_tokenizer
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.training_data import text_samples
@@ -52,11 +51,11 @@ from modicum.prune.oracle import Oracle
 from modicum.prune.random_masks import RandomMasks
 from modicum.prune.sensitivity import Sensitivity
 from modicum.prune.shortgpt import ShortGPT
-from modicum.trainer import lora, objective_of
+from modicum.trainer import objective_of
 from modicum.trainer.questions import questions
 from modicum.zoo.digit_samples import DigitSamples
-from modicum.zoo.digits import load_digits
-from modicum.zoo.dit_card import to_canvas
+from modicum.zoo.digits import Judge, load_digits, load_judge
+from modicum.zoo.dit_card import draw_digits, for_judge, to_canvas
 from modicum.zoo.locate import locate
 
 RESULTS = Path(__file__).parent / "results"
@@ -74,6 +73,7 @@ class Bench:
     batch: int
     lr: float
     shown: Callable[[float], str]
+    judge: Judge | None = None
 
     @torch.no_grad()
     def loss(self, model: nn.Module) -> float:
@@ -82,6 +82,16 @@ class Bench:
         asked = questions(objective, self.held_out, self.held_out.count, 60, 12345, torch.device("cpu"))
         losses = [objective.loss(objective.answer(model, q), q).mean().item() for q in asked]
         return mean(losses)
+
+    def drawn(self, model: nn.Module, per_class: int) -> dict[str, float]:
+        """What the judge says of digits that a model draws, from the same noise for every model; {} without a judge."""
+        if self.judge is None or per_class == 0:
+            return {}
+        assert isinstance(model, DiT)
+        images, labels = draw_digits(model.eval(), per_class)
+        seen = for_judge(images)
+        accuracy, frechet = self.judge.accuracy(seen, labels), self.judge.distance(seen)
+        return {"frechet": round(frechet, 3), "accuracy": round(accuracy, 4)}
 
 
 def language_model(directory: str) -> Bench:
@@ -101,7 +111,16 @@ def diffusion_model(directory: str) -> Bench:
     digits = load_digits("heldout")
     rows = {"x0": to_canvas(digits.images, model.config).repeat(10, 1, 1, 1), "y": digits.labels.repeat(10)}
     data = DigitSamples(model.config)
-    return Bench("nano-dit", model, data, Table(rows), 32, 5e-4, lambda loss: f"{loss:.4f}")
+    return Bench(
+        "nano-dit",
+        model,
+        data,
+        Table(rows),
+        32,
+        5e-4,
+        lambda loss: f"{loss:.4f}",
+        load_judge(locate(directory)),
+    )
 
 
 def choices(learn: int, batch: int, groups: str) -> dict[str, ModelMethod]:
@@ -117,149 +136,102 @@ def choices(learn: int, batch: int, groups: str) -> dict[str, ModelMethod]:
     }
 
 
-def compared(bench: Bench, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+def compared(bench: Bench, seed: int, given: argparse.Namespace, rows: KeptRows) -> None:
     """Every choice before and after training with one seed, and the learned one under distillation."""
-    print(f"{bench.name}, seed {seed}: whole model {bench.shown(bench.loss(bench.model))}", flush=True)
-    rows: dict[str, Any] = {}
     tuned = Finetune(steps=given.train, batch=bench.batch, lr=bench.lr, final_lr=bench.lr / 10)
-    pruned: dict[str, nn.Module] = {}
-    for name, method in choices(given.learn, bench.batch, given.groups).items():
-        if given.choices and name not in given.choices:
-            continue
+
+    def chosen(method: ModelMethod) -> Row:
         model, started = copy.deepcopy(bench.model), time.monotonic()
-        notes = transform_loaded(model, Recipe.of(method, seed=seed), bench.data)
-        chosen = time.monotonic() - started
-        pruned[name] = model
-        rows[name] = recovered(bench, model, tuned, seed) | {
-            "kept": notes[method.name]["kept_blocks"],
-            "confidence": notes[method.name].get("confidence"),
-            "seconds_to_choose": round(chosen, 1),
+        notes = transform_loaded(model, Recipe.of(method, seed=seed), bench.data)[method.name]
+        seconds = round(time.monotonic() - started, 1)
+        known = {"kept": notes["kept_blocks"], "confidence": notes.get("confidence")}
+        return {
+            **recovered(bench, model, tuned, seed, given.per_class),
+            **known,
+            "seconds_to_choose": seconds,
         }
-        print(f"  {name:14} {rows[name]}", flush=True)
+
+    def taught(method: ModelMethod, kept: list[int]) -> Row:
+        model = copy.deepcopy(bench.model)
+        keep_blocks(Anatomy.of(model), kept)
+        return recovered(bench, model, method, seed, given.per_class)
+
+    for name, method in choices(given.learn, bench.batch, given.groups).items():
+        if not given.choices or name in given.choices:
+            row = rows.row(seed, name, partial(chosen, method))
+            print(f"  seed {seed}  {name:22} {row}", flush=True)
+            if name == "learned":
+                kept = row["kept"]
+    if given.choices and "learned" not in given.choices:
+        return
     settings = tuned.model_dump(include={"steps", "batch", "lr", "final_lr"})
-    teachings = (LogitsKD(**settings), MaskedKD(**settings)) if "learned" in pruned else ()
-    for teaching in teachings:
+    pairs = last_of_groups(
+        kept, as_groups(TinyFusion(groups=given.groups).groups, *Anatomy.of(bench.model).stacks)
+    )
+    for teaching in (LogitsKD(**settings), MaskedKD(**settings, pairs=pairs)):
         name = f"learned, {teaching.name.removeprefix('distill.')}"
-        rows[name] = recovered(bench, pruned["learned"], teaching, seed)
-        print(f"  {name:14} {rows[name]}", flush=True)
-    return rows
+        row = rows.row(seed, name, partial(taught, teaching, kept))
+        print(f"  seed {seed}  {name:22} {row}", flush=True)
 
 
-def recovered(bench: Bench, pruned: nn.Module, method: ModelMethod, seed: int) -> dict[str, float]:
-    """Held-out loss of a pruned model, and of a copy of it after training."""
+def recovered(bench: Bench, pruned: nn.Module, method: ModelMethod, seed: int, per_class: int) -> Row:
+    """Held-out loss of a pruned model, and of a copy of it after training, which also draws."""
     model = copy.deepcopy(pruned)
     transform_loaded(model, Recipe.of(method, seed=seed), bench.data, teacher=copy.deepcopy(bench.model))
-    return {"before": round(bench.loss(pruned), 5), "after": round(bench.loss(model), 5)}
-
-
-def table(bench: Bench, runs: dict[int, dict[str, Any]]) -> str:
-    """Means over the seeds."""
-    lines = ["| choice | blocks (first seed) | before | after training |", "|---|---|---|---|"]
-    first = next(iter(runs.values()))
-    for name, row in first.items():
-        before, after = (mean(run[name][key] for run in runs.values()) for key in ("before", "after"))
-        kept = " ".join(map(str, row.get("kept", [])))
-        lines.append(f"| {name} | {kept} | {bench.shown(before)} | {bench.shown(after)} |")
-    return "\n".join(lines)
+    losses = {"before": round(bench.loss(pruned), 5), "after": round(bench.loss(model), 5)}
+    return {**losses, **bench.drawn(model, per_class)}
 
 
 def compare(bench: Bench, given: argparse.Namespace) -> None:
     """Run all seeds and keep the numbers."""
-    runs = {seed: compared(bench, seed, given) for seed in given.seeds}
     settings = {
         "groups": given.groups,
         "learn": given.learn,
         "train": given.train,
         "batch": bench.batch,
         "lr": bench.lr,
+        "per_class": given.per_class if bench.judge is not None else None,
     }
     groups = given.groups.replace(":", "of").replace(",", "-")
-    content = {"settings": settings, "whole": bench.loss(bench.model), "runs": runs}
-    keep(f"{bench.name}-{groups}-{given.learn}", content)
-    print(table(bench, runs))
+    whole = {"loss": round(bench.loss(bench.model), 5), **bench.drawn(bench.model, given.per_class)}
+    print(f"{bench.name}, whole: {whole}", flush=True)
+    rows = KeptRows(
+        RESULTS / f"tinyfusion-{bench.name}-{groups}-{given.learn}.json",
+        settings,
+        {**facts(), "whole": whole},
+    )
+    for seed in given.seeds:
+        compared(bench, seed, given, rows)
+    shown = {
+        "before": bench.shown,
+        "after": bench.shown,
+        "frechet": "{:.1f}".format,
+        "accuracy": "{:.3f}".format,
+    }
+    print(table([rows.runs[str(seed)] for seed in given.seeds], shown))
 
 
-def keep(name: str, content: dict[str, Any]) -> None:
-    """Write a result with its environment."""
+def facts() -> dict[str, Any]:
+    """The command and the machine."""
     given = [word for word in sys.argv[1:] if not Path(word).is_absolute() and word != "--model"]
     line = " ".join(["python benchmarks/tinyfusion_nano.py", *given])
-    value = {"command": line, **content, "environment": environment()}
-    (RESULTS / f"tinyfusion-{name}.json").write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    return {"command": line, "environment": environment()}
 
 
-def one_cost(gated: bool, width: int, depth: int, steps: int = 8) -> dict[str, float]:
-    """Median processor seconds of a LoRA step, and the memory that it needs beside the model, in this process."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = DiT(DiTConfig(hidden_size=width, depth=depth, num_heads=6, input_size=32, num_classes=10)).train()
-    objective, seconds = objective_of(model), []
-    batch = {"x0": torch.randn(4, 4, 32, 32), "y": torch.arange(4)}
-    generator = torch.Generator().manual_seed(0)
-    anatomy, gates = Anatomy.of(model), Gates(as_groups("1:2", depth))
-    with lora(model, 8, 16, seed=0) as weights:
-        network = GatedNetwork(anatomy, gates).train() if gated else model
-        optimizer = torch.optim.AdamW([*weights, *(gates.parameters() if gated else [])], lr=1e-4)
-        before = _memory("VmRSS")
-        for _ in range(steps):
-            started = time.process_time()  # of one thread: what else runs does not count
-            objective(network, batch, generator).mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            seconds.append(time.process_time() - started)
-    return {"seconds": median(seconds[2:]), "bytes": _memory("VmHWM") - before}
-
-
-def _memory(key: str) -> int:
-    """Resident bytes of this process, now (VmRSS) or at their peak (VmHWM)."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
-
-
-def cost(given: argparse.Namespace) -> None:
-    """Both steps in turn, twice, in processes of their own; the best of each counts."""
-    found: dict[str, list[dict[str, float]]] = {"dense": [], "gated": []}
-    for _ in range(2):
-        for kind in found:
-            line = [
-                sys.executable,
-                __file__,
-                "one",
-                kind,
-                "--width",
-                str(given.width),
-                "--depth",
-                str(given.depth),
-            ]
-            found[kind].append(
-                json.loads(subprocess.run(line, capture_output=True, check=True, text=True).stdout)
-            )
-    least = {k: {key: min(r[key] for r in runs) for key in ("seconds", "bytes")} for k, runs in found.items()}
-    ratios = {key: least["gated"][key] / least["dense"][key] for key in ("seconds", "bytes")}
-    keep("cost", {"model": {"width": given.width, "depth": given.depth}, "least": least, "ratios": ratios})
-    print(f"time {ratios['seconds']:.3f}x, memory {ratios['bytes']:.3f}x of a LoRA step of the whole model")
-
-
-def main() -> None:
+def main(line: list[str] | None = None) -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["lm", "dit", "cost", "one"])
-    parser.add_argument("kind", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("what", choices=["lm", "dit"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--learn", type=int, default=300)
     parser.add_argument("--train", type=int, default=300)
     parser.add_argument("--groups", default="1:2", help="of the learned choice, such as 4:6,2:6")
     parser.add_argument("--choices", nargs="+", default=[], help="names of the table's rows; all by default")
+    parser.add_argument("--per-class", type=int, default=20, help="digits that nano-dit draws of each class")
     parser.add_argument("--model", help="a directory instead of the nano model that is shipped")
-    parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--depth", type=int, default=12)
-    given = parser.parse_args()
-    if given.what == "one":
-        print(json.dumps(one_cost(given.kind == "gated", given.width, given.depth)))
-    elif given.what == "cost":
-        cost(given)
-    else:
-        make = language_model if given.what == "lm" else diffusion_model
-        compare(make(given.model or f"nano-{given.what}"), given)
+    given = parser.parse_args(line)
+    make = language_model if given.what == "lm" else diffusion_model
+    compare(make(given.model or f"nano-{given.what}"), given)
 
 
 if __name__ == "__main__":
