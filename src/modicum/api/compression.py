@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modicum.api.policies import fitting_batches
 from modicum.api.training import layer_windows, prepare_whole, transform_loaded
 from modicum.data.samples import Samples, Table
-from modicum.errors import InvalidSetting, RecipeConflict
+from modicum.errors import InvalidSetting, RecipeConflict, UnsupportedModel
 from modicum.formats.manifest import Manifest
 from modicum.method import Method
 from modicum.models.class_models import class_kind
@@ -191,6 +191,9 @@ def plan(
     """What a run would do and need, from config and headers alone; arguments as for `prepare`.
 
     Runtime steps change no weight, so they are left out.
+
+    Raises:
+        UnsupportedModel: a model that draws classes.
     """
     check_device(device)
     steps = as_recipe(recipe)
@@ -200,5 +203,11 @@ def plan(
             "The recipe leaves all weights as they are, so there is nothing to plan.",
             "Run it: modicum compress.",
         )
-    source = Source.open(locate(model), dtype, device)
+    directory = locate(model)
+    if class_kind(directory):
+        raise UnsupportedModel(
+            f"{directory.name} draws classes; such models are compressed in memory as a whole, without a plan.",
+            "Run it: modicum compress.",
+        )
+    source = Source.open(directory, dtype, device)
     return _planned(source, steps.model_copy(update={"steps": weights}), form)
