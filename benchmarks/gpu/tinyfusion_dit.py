@@ -6,6 +6,7 @@ Random weights in bfloat16 at the published shapes (256 x 256 pixels, latents of
 the weights are. An iteration is what a sampler does per step under guidance: one pass over twice as many rows as
 pictures. The models are DiT-XL/2 with 28 blocks and TinyDiT with 19, 14 and 7; beside them runs diffusers'
 `DiTTransformer2DModel` with the same weights (where diffusers is installed), whose output is compared with ours first.
+The original code has the same module layout as ours and is not measured beside it.
 What share of the dense model's multiplications is left is printed beside the speed, because the two need not agree.
 
 Prints a table and writes results/tinyfusion-dit-DATE.json. `--size tiny --device cpu` runs in seconds and shows only
