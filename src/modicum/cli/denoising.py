@@ -10,7 +10,7 @@ from modicum.errors import InvalidSetting
 if TYPE_CHECKING:
     from modicum.evaluate.denoising import ClassRequest, Drawn
     from modicum.formats.policies import Policies
-    from modicum.models.dit import DiT
+    from modicum.models.class_models import ClassModel
 
 SHOWN_SIDE = 64  # least pixels of a picture in the grid; smaller ones are enlarged
 
@@ -47,7 +47,7 @@ def draw(given: dict[str, Any]) -> None:
     _finish(given, wanted, drawn, attaching.facts(policies, found))
 
 
-def _named(model: DiT, given: dict[str, Any]) -> Policies:
+def _named(model: ClassModel, given: dict[str, Any]) -> Policies:
     """The policy of --step-cache; none without it."""
     from modicum.api.policies import fit_policy, step_method
     from modicum.formats.policies import Policies
@@ -55,7 +55,7 @@ def _named(model: DiT, given: dict[str, Any]) -> Policies:
     if "step_cache" not in given:
         return Policies()
     method = step_method(given["step_cache"], image_options.settings(given.get("set_")))
-    return Policies((fit_policy(model, method),), len(model.blocks))
+    return Policies((fit_policy(model, method),), model.config.depth)
 
 
 def _check(given: dict[str, Any]) -> None:
