@@ -6,7 +6,7 @@ kept columns k that come closest to the dense W (scaled to W n) are
     V_k = V A_:,k (A_kk)^-1,   V = W n,   W'_k = V_k / n_k
 
 the minimum of tr((V' - V) A (V' - V)^T), found with one Cholesky factorisation. With the damping in both places,
-nothing changes if nothing goes. `kernels.refit` solves the problem with a mask of its own for every row, which this is not.
+nothing changes if nothing goes. (`modicum.kernels.refit` is for masks that differ from row to row.)
 """
 
 from __future__ import annotations

@@ -128,6 +128,8 @@ def finish(workspace: Workspace, source: Source, plan: Plan, header: dict[str, A
             "transformers": transformers.__version__,
         },
         layers=records,
+        shapes=source.irregular.shapes if source.irregular else {},
+        attributes=source.irregular.attributes if source.irregular else {},
         promises={name: [p.name for p in sorted(live[-1], key=str)] for name, live in plan.live.items()},
         files={name: file_hash(root / name) for name in shards},
     )
@@ -156,7 +158,7 @@ def output_config(source: Source, plan: Plan) -> dict[str, Any]:
         linears = [name for name, m in source.model.named_modules() if isinstance(m, nn.Linear)]
         schemes = integer_schemes({p.name: p.form for p in plan.layers})
         config["quantization_config"] = quantization_config(linears, schemes)
-    elif plan.format == "modicum":
+    elif plan.format == "modicum" or source.irregular is not None:
         config |= config_entries()
     return config
 

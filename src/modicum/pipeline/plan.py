@@ -138,7 +138,7 @@ def make_plan(
     layers = tuple(
         _layer_plan(steps, layer, source.dtype) for layer in source.anatomy.layers() if layer.name in live
     )
-    form = storage_format(source.model, layers, wanted)
+    form = storage_format(source.model, layers, wanted, source.irregular is not None)
     before = source.shards.nbytes()
     after = before - sum(p.before - (p.before if form == "plain" else p.after) for p in layers)
     windows, length = samples or (recipe.calibration.samples, recipe.calibration.length)
@@ -175,12 +175,19 @@ def _meta(layer: Layer, dtype: torch.dtype) -> Tensor:
     return torch.empty(layer.out_features, layer.in_features, dtype=dtype, device="meta")
 
 
-def storage_format(model: nn.Module, layers: Sequence[LayerPlan], wanted: Format) -> Format:
+def storage_format(
+    model: nn.Module, layers: Sequence[LayerPlan], wanted: Format, irregular: bool = False
+) -> Format:
     """The format that the result is stored in.
 
     Raises:
         InvalidSetting: compressed-tensors was asked for and cannot hold what the recipe makes.
     """
+    if irregular and wanted == "compressed-tensors":
+        raise InvalidSetting(
+            "The blocks of this model have different sizes, which compressed-tensors cannot say.",
+            "Use --format modicum, or modicum export --uniform first.",
+        )
     foreign = not isinstance(model, PreTrainedModel)
     if foreign and wanted == "compressed-tensors":
         raise InvalidSetting(
@@ -190,6 +197,7 @@ def storage_format(model: nn.Module, layers: Sequence[LayerPlan], wanted: Format
     schemes = integer_schemes({p.name: p.form for p in layers})
     portable = (
         not foreign
+        and not irregular
         and bool(schemes)
         and len(schemes) == len(layers)
         and expressible(dict(model.named_modules()), schemes)

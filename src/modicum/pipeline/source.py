@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from modicum.errors import CheckpointError, ModicumError, NotFinite, UnsupportedModel
+from modicum.formats.irregular import check, reshape
+from modicum.formats.manifest import Manifest
+from modicum.formats.native import GUARD, METHOD
 from modicum.formats.shards import Shards
 from modicum.kernels.checks import all_finite
 from modicum.models import Anatomy, Block, CheckpointMap, load_tensors, release, skeleton
@@ -88,6 +91,7 @@ class Source:
         anatomy: the model taken apart.
         names: which tensors feed which parameter.
         device: where a block lives while it is worked on.
+        irregular: modicum.json, if blocks have other sizes than config.json says.
     """
 
     directory: Path
@@ -96,6 +100,7 @@ class Source:
     anatomy: Anatomy
     names: CheckpointMap
     device: torch.device
+    irregular: Manifest | None = None
 
     @classmethod
     def open(cls, directory: Path, dtype: torch.dtype | None = None, device: str = "cpu") -> Source:
@@ -107,19 +112,18 @@ class Source:
         """
         kind = image_kind(directory)
         config: Any = None if kind else read_config(directory)
-        if getattr(config, "quantization_config", None) is not None:
-            raise CheckpointError(
-                f"{directory} is compressed already ({config.quantization_config.get('quant_method')}).",
-                "Compress the original, with all steps in one recipe.",
-            )
+        irregular = _irregular(config, directory)
         shards = Shards(directory)
         check_sizes(config, shards, directory)
         dtype = dtype or stored_dtype(config, shards)
         model = image_skeleton(directory, kind, dtype) if kind else built(config, dtype, directory)
+        if irregular is not None:
+            reshape(model, irregular)
+            check(model, irregular, shards)
         anatomy = Anatomy.of(model)
         names = CheckpointMap(shards.names(), model, anatomy.family)
         names.check({name: at.shape for name, at in shards.tensors.items()})
-        return cls(directory, shards, model, anatomy, names, torch.device(device))
+        return cls(directory, shards, model, anatomy, names, torch.device(device), irregular)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -180,6 +184,28 @@ class Source:
     def release(self, block: Block) -> None:
         """Drop the weights of one block."""
         release(block.module)
+
+
+def _irregular(config: Any, directory: Path) -> Manifest | None:
+    """What config.json does not say of dense blocks of different sizes; None if it says all.
+
+    Raises:
+        CheckpointError: weights are compressed.
+    """
+    quantizer = getattr(config, "quantization_config", None)
+    if quantizer is None:
+        return None
+    method = quantizer.get("quant_method")
+    manifest = Manifest.read(directory) if method == METHOD else None
+    if manifest is None or manifest.forms():
+        raise CheckpointError(
+            f"{directory} is compressed already ({method}).",
+            "Compress the original, with all steps in one recipe.",
+        )
+    for name in ("quantization_config", *GUARD):
+        if hasattr(config, name):
+            delattr(config, name)
+    return manifest
 
 
 def stored_dtype(config: Any, shards: Shards) -> torch.dtype:
