@@ -29,6 +29,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "Wanda": {"prune.wanda": {}},
     "SparseGPT": {"prune.sparsegpt": {}},
     "APT": {"prune.apt": {}},
+    "RIA": {"prune.pruner_zero": {"metric": "ria"}},
+    "GBLM": {"prune.pruner_zero": {"metric": "gblm"}},
+    "Pruner-Zero": {"prune.pruner_zero": {}},
+    "CosP": {"prune.ace": {"score": "cosp"}},
+    "CosP exact": {"prune.ace": {"score": "cosp", "expansion": "exact"}},
+    "VarP": {"prune.ace": {"score": "varp"}},
+    "ACE": {"prune.ace": {}},
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "30 %": {"sparsity": 0.3},

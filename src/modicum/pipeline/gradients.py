@@ -97,8 +97,10 @@ def file_bytes(source: Source, steps: Steps, tokens: int, width: int) -> int:
     if lowest is None or not tokens:
         return 0
     blocks = source.anatomy.blocks[lowest:]
-    matrices = sum(matrix_bytes(steps, block) for block in blocks)
-    return matrices + (len(blocks) + 1) * tokens * width * source.dtype.itemsize
+    matrices = [matrix_bytes(steps, block) for block in blocks]
+    states = tokens * width * source.dtype.itemsize
+    # At the first step back all states are there, at the last all matrices; in between it is a mixture of both.
+    return max((len(blocks) + 2) * states + max(matrices), 3 * states + sum(matrices))
 
 
 def matrix_bytes(steps: Steps, block: Block) -> int:
@@ -125,6 +127,7 @@ class GradientPass:
     folder: Path
     told: Callable[[int, str], None] = lambda block, text: None
 
+    @torch.no_grad()
     def collect(self, finished: int = 0) -> None:
         """Have the gradients of all blocks but the `finished` first ones, going on where an earlier pass stopped."""
         anatomy = self.source.anatomy
