@@ -131,14 +131,13 @@ class _Writer:
             head = end >> (length - pad) if length > pad else end << (pad - length)
             tail = (int(self.state[0]) & ((1 << waiting) - 1)) << pad | head
             self.stream[-1] = tail << (32 - waiting - pad)
-        if pad:
-            self._mark_end()
+        self._mark_end()
         stream = self.stream.byteswap(inplace=True).view(np.uint8)[: self.size]
         positions = self.positions.view(np.uint8)
         return torch.from_numpy(stream), torch.from_numpy(packed_gaps(self.gaps)), torch.from_numpy(positions)
 
     def _mark_end(self) -> None:
-        """The end symbol begins in a chunk like any other; where it begins a block, that block holds no weight."""
+        """If no code begins in the last chunk, its gap is where the codes end: a block of that kind can be read, too."""
         chunk, gap = divmod(self.bits, CHUNK_BITS)
-        if chunk == int(self.state[3]):
+        if chunk == int(self.state[3]) and chunk < len(self.gaps):
             self.gaps[chunk] = gap

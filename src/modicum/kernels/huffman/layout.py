@@ -88,7 +88,7 @@ class Prepared:
         code: what `luts` say.
         tables: the same for decoding on a processor.
         positions: int64 [blocks + 1], `output_positions` as numbers.
-        begins: int64 [blocks + 1], the bit at which each block's first code begins; last, -1.
+        begins: int64 [blocks + 1], the bit at which each block's first code begins; last, the bits of the stream.
         lanes: the code for decoding on a GPU, on the device of the arrays.
         firsts: int32 [blocks + 1], `positions` on the device of the arrays.
     """
@@ -124,7 +124,7 @@ def prepare(encoded: Encoded, name: str = "weights") -> Prepared:
     blocks = _check_sizes(encoded, positions, name)
     begins = np.arange(blocks + 1, dtype=np.int64) * BLOCK_BITS
     begins[:-1] += gaps[::GAP_BYTES][:blocks] >> (8 - GAP_BITS)
-    begins[-1] = -1
+    begins[-1] = 8 * encoded.encoded_exponent.numel()
     code, device = code_of_luts(luts, f"{name}.luts"), encoded.encoded_exponent.device
     firsts = torch.from_numpy(positions.astype(np.int32)).to(device)
     return Prepared(

@@ -224,21 +224,22 @@ def decode_blocks(
 
     Args:
         stream: uint8 [bytes].
-        begins: int64 [blocks + 1], the bit at which each block's first code begins; last, the end or -1 if unknown.
+        begins: int64 [blocks + 1], the bit at which each block's first code begins; last, 8 * bytes.
         positions: int64 [blocks + 1], each block's first element; positions[-1] = n.
         windows, symbols, starts, lengths: `Tables`.
         raw: uint8 [n], sign and low bits.
         out: uint16 [n], written.
 
     Returns:
-        -1, or the first block whose codes do not fill it.
+        -1, or the first block whose codes do not end where those of the next begin or, in the last, in the last byte.
     """
     decoded = np.empty(MOST + SLACK, np.uint8)
     for block in range(first, last):
         start = positions[block]
         count = positions[block + 1] - start
         end = _read(stream, begins[block], count, windows, symbols, starts, lengths, decoded)
-        if end < 0 or end > 8 * len(stream) or (end != begins[block + 1] and begins[block + 1] >= 0):
+        padding = 8 if block == len(begins) - 2 else 1
+        if not 0 <= begins[block + 1] - end < padding:
             return block
         _join(raw[start : start + count], decoded, out[start : start + count])
     return -1

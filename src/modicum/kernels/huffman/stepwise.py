@@ -43,18 +43,15 @@ def _symbols(prepared: Prepared, first: int, last: int) -> Tensor:
     """The symbols of the blocks `first` to `last`, int16 [positions[last] - positions[first]]."""
     encoded, name = prepared.encoded, prepared.name
     stream = encoded.encoded_exponent[first * BLOCK_BYTES : last * BLOCK_BYTES + 8]
-    gaps = unpacked_gaps(
-        encoded.gaps[first * GAP_BYTES : (last + 1) * GAP_BYTES]
-    )  # and those of the next block
+    behind = min(last + 1, prepared.blocks)  # the next block's gaps are looked at, too
+    gaps = unpacked_gaps(encoded.gaps[first * GAP_BYTES : behind * GAP_BYTES])
     lanes = (last - first) * CHUNKS
     found, counts, ends = _read_lanes(_windows(stream), gaps[:lanes], prepared)
     held = counts.view(-1, CHUNKS)
     wanted = torch.from_numpy(np.diff(prepared.positions[first : last + 1])).to(held.device)  # [blocks]
     left = wanted[:, None] - (held.cumsum(1) - held)  # weights of the block that are due when a lane begins
     kept = torch.minimum(held, left.clamp(min=0))  # the lanes at the end read what fills the last byte, too
-    full = (
-        torch.from_numpy(prepared.positions[first + 1 : last + 1]).to(held.device) == prepared.positions[-1]
-    )
+    full = prepared.firsts[first + 1 : last + 1] == prepared.firsts[-1]
     if not ((kept.sum(1) == wanted) & (full | (held.sum(1) == wanted))).all():
         refuse(name, f"blocks {first} to {last - 1} hold another number of codes than output_positions says")
     kept, following = kept.flatten(), gaps[1 : lanes + 1]
