@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from modicum.errors import InvalidSetting
+from modicum.models.cifar_resnet import CifarResNetConfig
 from modicum.models.class_models import class_kind
 from modicum.models.image_models import image_kind
 from modicum.pipeline.classes import load_classes
@@ -15,6 +16,7 @@ from modicum.pipeline.images import load_images
 from modicum.pipeline.loading import load_model
 from modicum.pipeline.run import check_device
 from modicum.pipeline.saving import save_model
+from modicum.pipeline.whole import model_type, open_whole
 from modicum.zoo.locate import locate
 
 save = save_model
@@ -30,7 +32,8 @@ def load(
     """Open a model: a directory, a nano model's name, or a hub id. Integer weights stay packed.
 
     Args:
-        model: what to open: a language model, or one that draws images (VAR, Infinity, DiT, SiT, MAR).
+        model: what to open: a language model, one that draws images (VAR, Infinity, DiT, SiT, MAR), or a
+            ResNet for CIFAR (float32).
         dtype: compute dtype; by default that of the checkpoint, and float32 for models that draw.
         device: where it goes.
         text_encoder: directory of flan-t5-xl, for an Infinity that is to read prompts.
@@ -51,4 +54,6 @@ def load(
         return load_classes(directory, dtype, device)
     if kind is not None:
         return load_images(directory, kind, dtype, device, text_encoder)
+    if model_type(directory) == CifarResNetConfig.model_type:
+        return open_whole(directory, device)
     return load_model(directory, dtype, device)

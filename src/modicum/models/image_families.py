@@ -1,4 +1,4 @@
-"""Table entries of the image models that modicum itself defines: DiT and SiT, MAR, VAR, Infinity.
+"""Table entries of the image models that modicum itself defines: DiT and SiT, MAR, VAR, Infinity, CIFAR ResNets.
 
 The blocks of a next-scale model lie in its transformer; the transformer alone is described too."""
 
@@ -77,5 +77,13 @@ register(
         mlp="ffn",
         skip={"ada_gss": _TABLE, "sa.scale_mul_1H11": _TEMPERATURE},
         depth="depth",
+    )
+)
+register(
+    Family(
+        name="cifar_resnet",
+        model_types=("cifar_resnet",),
+        blocks=("layer1", "layer2", "layer3"),
+        roles={"conv1": "conv1", "conv2": "conv2"},
     )
 )

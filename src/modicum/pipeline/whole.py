@@ -1,4 +1,4 @@
-"""Models that are read, changed and written as a whole: those of transformers, DiT, SiT and MAR.
+"""Models that are read, changed and written as a whole: those of transformers, DiT, SiT, MAR, and ResNets for CIFAR.
 
 A step that trains needs float32 weights whatever is stored, so that is what is loaded; what is written has the dtype
 that the original has on disk. A weight that no step touched goes through unchanged, bit for bit.
@@ -15,6 +15,12 @@ import torch
 from modicum.errors import CheckpointError
 from modicum.formats.manifest import Manifest
 from modicum.formats.shards import Shards
+from modicum.models.cifar_resnet import (
+    CifarResNetConfig,
+    CifarResNetForImageClassification,
+    load_cifar_resnet,
+)
+from modicum.models.cifar_resnet import save as save_cifar_resnet
 from modicum.models.class_models import ClassModel, class_kind, load_class_model, save_class_model
 from modicum.pipeline.checkpoint import file_hash
 from modicum.pipeline.loading import load_model, refuse_images
@@ -45,6 +51,8 @@ def open_whole(directory: Path, device: str = "cpu") -> Any:
         )
     if class_kind(directory):
         return load_class_model(directory, device=device)
+    if model_type(directory) == CifarResNetConfig.model_type:
+        return load_cifar_resnet(directory, device=device)
     refuse_images(
         directory, "A step over the whole model", "Open it with modicum.load and change it in memory."
     )
@@ -61,8 +69,11 @@ def write_whole(model: Any, directory: Path, original: Path, manifest: Manifest)
         manifest: what is known of its making.
     """
     shards = Shards(original)
-    if isinstance(model, ClassModel):
-        save_class_model(model, directory, half=stored_dtype(model.config, shards) == torch.bfloat16)
+    if isinstance(model, ClassModel | CifarResNetForImageClassification):
+        if isinstance(model, CifarResNetForImageClassification):
+            save_cifar_resnet(model, directory)
+        else:
+            save_class_model(model, directory, half=stored_dtype(model.config, shards) == torch.bfloat16)
         written = manifest.model_copy(update={"files": _hashes(directory)})
         written.write(directory)
         return

@@ -26,7 +26,7 @@ def cut(model: nn.Module, channels: Channels, removed: Removed) -> None:
     Raises:
         InvalidSetting: a channel that must stay, or all channels of a layer; nothing was changed.
     """
-    kept = list(_kept(channels, removed))
+    kept = list(_kept(model, channels, removed))
     for slot, positions in kept:
         if len(positions) < len(slot.channels):
             module, name, tensor = _located(model, slot)
@@ -44,7 +44,7 @@ def zero(model: nn.Module, channels: Channels, removed: Removed) -> None:
 
     The function is that of the cut model wherever activations map 0 to 0, as ReLU, GELU and SiLU do.
     """
-    list(_kept(channels, removed))
+    list(_kept(model, channels, removed))
     with torch.no_grad():
         for slot in channels.slots:
             _, name, tensor = _located(model, slot)
@@ -52,7 +52,7 @@ def zero(model: nn.Module, channels: Channels, removed: Removed) -> None:
                 tensor[torch.from_numpy(removed[slot.channels]).to(tensor.device)] = 0
 
 
-def _kept(channels: Channels, removed: Removed) -> Iterator[tuple[Slot, NDArray[np.int64]]]:
+def _kept(model: nn.Module, channels: Channels, removed: Removed) -> Iterator[tuple[Slot, NDArray[np.int64]]]:
     """Every axis, and the positions that stay along it."""
     if (removed & channels.fixed).any():
         raise InvalidSetting(
@@ -60,7 +60,7 @@ def _kept(channels: Channels, removed: Removed) -> Iterator[tuple[Slot, NDArray[
         )
     for slot in channels.slots:
         positions = np.flatnonzero(~removed[slot.channels])
-        if not len(positions) and len(slot.channels):
+        if not len(positions) and isinstance(_located(model, slot)[2], nn.Parameter):
             raise InvalidSetting(f"Nothing would be left of {slot.tensor}.", "Remove fewer channels.")
         yield slot, positions
 

@@ -41,7 +41,7 @@ def couple(model: nn.Module, example: Mapping[str, Tensor]) -> Channels:
             if shape is not None:
                 ledger.fix(values[node])  # type: ignore[arg-type]
         elif node.op == "output":
-            for each in _tensors(node.args, values):
+            for each in (*_tensors(node.args, values), *_tuples(node.args, values)):
                 ledger.fix(each)
         else:
             values[node] = _apply(node, model, ledger, values)
@@ -83,6 +83,8 @@ def _apply(node: fx.Node, model: nn.Module, ledger: Ledger, values: Mapping[fx.N
     given = _tensors(node.args, values) + _tensors(node.kwargs, values)
     if not given and not _tuples(node.args, values):
         return None  # arithmetic on sizes
+    if isinstance(node.target, type) and issubclass(node.target, tuple):
+        return tuple(given)  # an answer with names
     if rule is None:
         raise UnsupportedModel(f"No rule says where the channels of {name} ({node.name}) come from.", HINT)
     shapes = [shape for arg in node.all_input_nodes if (shape := _shape(arg)) is not None]
