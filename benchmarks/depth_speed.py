@@ -1,12 +1,13 @@
 """How much faster sampling is with half of the blocks: dense and pruned in turns, in one process.
 
-    python benchmarks/depth_speed.py [--rounds 5] [--half-rounds 2] [--threads 1]
+    python benchmarks/depth_speed.py [--rounds 5] [--half-rounds 2]
 
 Sixteen pictures at once, without guidance, at the shape of DiT-S/4 (width 384, 12 blocks, 64 tokens, random weights)
 and with nano-dit; every second block is removed. In every round the two models draw one after the other, and the
 order changes from round to round; shown is the median of the ratios of a round, with the lowest and the highest. Time
 does not depend on what the weights are. A processor without bfloat16 units computes in that type many times slower,
-so such a row says what depth is worth there and nothing about the type.
+so such a row says what depth is worth there and nothing about the type. Time is that of the processor, one thread:
+what else runs on the machine counts only as far as it fills the caches.
 
 Prints a markdown table and writes benchmarks/results/depth-speed.json.
 """
@@ -58,10 +59,10 @@ def halves(model: DiT, again: DiT) -> tuple[DiT, DiT]:
 
 
 def seconds(model: DiT, steps: int) -> float:
-    """To draw one batch."""
-    begin = time.perf_counter()
+    """Of one thread, to draw one batch."""
+    begin = time.process_time()
     model.generate(list(range(BATCH // 2)), count=2, cfg=1.0, steps=steps, sampler="ddim", seed=0)
-    return time.perf_counter() - begin
+    return time.process_time() - begin
 
 
 @torch.no_grad()
@@ -89,9 +90,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="in float32")
     parser.add_argument("--half-rounds", type=int, default=2, help="in bfloat16")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = []
     print("| model | type | seconds, dense | times as fast | by multiplications |\n|---|---|---:|---:|---:|")
@@ -108,8 +108,8 @@ def main() -> None:
                 f"| {name} | {row.dtype} | {row.seconds:.2f} | {spread} | {row.multiplications:.2f} |",
                 flush=True,
             )
-    facts = {"rows": [asdict(row) for row in rows], "options": vars(options), "environment": environment()}
-    RESULTS.write_text(json.dumps(facts, indent=2) + "\n")
+            facts = {"rows": [asdict(each) for each in rows], "options": vars(options)}
+            RESULTS.write_text(json.dumps({**facts, "environment": environment()}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
