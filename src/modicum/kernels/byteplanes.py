@@ -53,7 +53,8 @@ def compress_planes(weight: Tensor, level: int = LEVEL) -> list[bytes]:
     planes = np.empty((word.itemsize, len(words)), np.uint8)
     for some in row_chunks(len(words), 2 * word.itemsize):
         turned = words[some] << 1 | words[some] >> (8 * word.itemsize - 1)
-        planes[:, some] = turned.view(np.uint8).reshape(-1, word.itemsize).T[::-1]
+        for rank, plane in enumerate(reversed(planes)):
+            plane[some] = turned >> (8 * rank)
     return [compressor.compress(plane) for plane in planes]
 
 
@@ -72,7 +73,9 @@ def decompress_planes(frames: Sequence[bytes], shape: Sequence[int], dtype: torc
         plane[:] = _plane(frame, n)
     words = np.empty(n, word)
     for some in row_chunks(n, 2 * word.itemsize):
-        turned = np.ascontiguousarray(planes[::-1, some].T).view(word)[:, 0]
+        turned = planes[0, some].astype(word)
+        for plane in planes[1:]:
+            turned = turned << 8 | plane[some]
         words[some] = turned >> 1 | turned << (8 * word.itemsize - 1)
     return torch.from_numpy(words.view(np.uint8)).view(dtype).view(*shape)
 

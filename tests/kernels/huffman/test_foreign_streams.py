@@ -38,10 +38,8 @@ def tree_codes(counts: dict[int, int]) -> dict[int, str]:
 def tables(codes: dict[int, str]) -> np.ndarray:
     """One row per byte-aligned prefix; whatever no code reaches repeats what was written before it, in any row."""
     real = {symbol: code for symbol, code in codes.items() if symbol != END}
-    prefixes = sorted(
-        {code[: 8 * k] for code in real.values() for k in range((len(code) - 1) // 8 + 1)},
-        key=lambda prefix: (len(prefix), prefix),
-    )
+    aligned = {code[: 8 * k] for code in real.values() for k in range((len(code) - 1) // 8 + 1)}
+    prefixes = sorted(aligned, key=lambda prefix: (len(prefix), prefix))
     luts, current = np.zeros((len(prefixes) + 1, 256), np.uint8), 0
     for row, prefix in enumerate(prefixes):
         entries: dict[int, int] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -236,3 +238,30 @@ def test_decoding_writes_into_the_given_tensor() -> None:
     assert torch.equal(around[100:1100], weight)
     assert (around[:100] == 7).all()
     assert (around[1100:] == 7).all()
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        torch.empty(999, dtype=torch.bfloat16),
+        torch.empty(10, 100, dtype=torch.bfloat16),
+        torch.empty(1000),
+        torch.empty(2000, dtype=torch.bfloat16)[::2],
+    ],
+)
+def test_another_tensor_is_not_written_to(out: Tensor) -> None:
+    with pytest.raises(ValueError, match="1000 weights"):
+        decode(prepare(encoded(gaussian(1000))), out=out)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_encoding_takes_less_memory_than_the_weights(dtype: torch.dtype) -> None:
+    weight = gaussian(1 << 22, dtype=dtype)
+    encoded(weight[:10])  # compiles
+    tracemalloc.start()
+    encoded(weight)
+    peak = tracemalloc.get_traced_memory()[
+        1
+    ]  # of NumPy: what grows into the result, too, but for the raw bytes
+    tracemalloc.stop()
+    assert peak < 0.6 * 2 * weight.numel()

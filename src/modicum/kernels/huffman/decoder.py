@@ -31,10 +31,14 @@ def decode(prepared: Prepared, out: Tensor | None = None, threads: int = 1) -> T
 
     Raises:
         CheckpointError: the stream does not hold as many codes as it should.
+        ValueError: `out` is of another size, type or device.
     """
     encoded = prepared.encoded
     n, device = encoded.sign_mantissa.numel(), encoded.sign_mantissa.device
     out = torch.empty(n, dtype=encoded.dtype, device=device) if out is None else out
+    fits = out.shape == (n,) and out.is_contiguous() and (out.dtype, out.device) == (encoded.dtype, device)
+    if not fits:
+        raise ValueError(f"{n} weights of {encoded.dtype} on {device} cannot be decoded into this tensor")
     if encoded.low is None:
         _decode_words(prepared, out.view(torch.int16), threads)
         return out

@@ -137,7 +137,7 @@ class _Writer:
         return torch.from_numpy(stream), torch.from_numpy(packed_gaps(self.gaps)), torch.from_numpy(positions)
 
     def _mark_end(self) -> None:
-        """If no code begins in the last chunk, its gap is where the codes end: a block of that kind can be read, too."""
+        """If no code begins in the last chunk, its gap is where the codes end: such a block can be read, too."""
         chunk, gap = divmod(self.bits, CHUNK_BITS)
         if chunk == int(self.state[3]) and chunk < len(self.gaps):
             self.gaps[chunk] = gap

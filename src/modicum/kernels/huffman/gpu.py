@@ -21,8 +21,11 @@ from torch import Tensor
 from modicum.kernels.huffman.layout import CHUNKS, Prepared
 from modicum.kernels.huffman.tables import WINDOW
 
-STEPS = 8
+STEPS = 4
 """Codes that are read between two questions whether all lanes are done."""
+
+WARPS = CHUNKS // 32
+"""One thread per lane: with more lanes per thread the unrolled code outgrows the cache for instructions."""
 
 
 def decode_gpu(prepared: Prepared, out: Tensor) -> None:
@@ -42,6 +45,7 @@ def decode_gpu(prepared: Prepared, out: Tensor) -> None:
         lanes=CHUNKS,
         window=WINDOW,
         steps=STEPS,
+        num_warps=WARPS,
     )
 
 
@@ -70,7 +74,7 @@ def _decode_block(  # type: ignore[no-untyped-def]
 
     bit, count = gap, tl.zeros_like(gap)
     while tl.min(bit, 0) < 64:
-        for _ in tl.static_range(steps):
+        for _step in tl.static_range(steps):
             _, length = _next(head, tail, bit, first, luts, rows, window)
             count += tl.where(bit < 64, 1, 0)
             bit += tl.where(bit < 64, length, 0)
@@ -79,7 +83,7 @@ def _decode_block(  # type: ignore[no-untyped-def]
     end = tl.load(firsts + block + 1)
     bit = gap
     while tl.min(bit, 0) < 64:
-        for _ in tl.static_range(steps):
+        for _step in tl.static_range(steps):
             symbol, length = _next(head, tail, bit, first, luts, rows, window)
             due = (bit < 64) & (place < end)
             low = tl.load(raw + place, mask=due, other=0).to(tl.int32)

@@ -1,0 +1,111 @@
+"""Lossless codes of weights on a processor: how many bits are left, and how fast they come back.
+
+Gaussian weights (standard deviation 0.02), whose exponents are spread like those of a trained matrix. All codecs take
+turns on the same tensor, and the best of several tries counts. On a busy machine seconds mean little, so what counts is
+the ratio to Zstandard (level 3, one thread, the weights as they lie in memory) in the same run, of the processor time
+that the thread itself got.
+
+    python benchmarks/lossless.py [--weights 4194304] [--tries 7]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import zstandard
+from processes import write_results
+from torch import Tensor
+
+from modicum.kernels.byteplanes import LEVEL, compress_planes, decompress_planes
+from modicum.kernels.huffman.code import entropy, payload_bits
+from modicum.kernels.huffman.decoder import decode
+from modicum.kernels.huffman.encoder import encode, symbol_counts
+from modicum.kernels.huffman.layout import DTYPES, prepare
+
+Work = Callable[[], object]
+
+
+def gaussian(n: int, dtype: torch.dtype) -> Tensor:
+    """Weights of standard deviation 0.02."""
+    return (torch.randn(n, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
+
+
+def sizes(n: int, dtype: torch.dtype) -> dict[str, float]:
+    """Bits per weight of every codec."""
+    weight = gaussian(n, dtype)
+    counts, group = symbol_counts([weight]), encode([weight])
+    assert group is not None
+    assert torch.equal(decode(prepare(group)).view(torch.uint8), weight.view(torch.uint8))
+    alone = zstandard.ZstdCompressor(level=LEVEL).compress(weight.view(torch.uint8).numpy())
+    return {
+        "raw": 8.0 * dtype.itemsize,
+        "all": 8 * group.nbytes / n,
+        "payload": payload_bits(prepare(group).code, counts) / n,
+        "entropy": entropy(counts),
+        "planes": 8 * sum(map(len, compress_planes(weight))) / n,
+        "zstandard": 8 * len(alone) / n,
+    }
+
+
+def best_of(works: dict[str, Work], tries: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Least seconds of every work, all taking turns."""
+    seconds = dict.fromkeys(works, float("inf"))
+    for _ in range(tries):
+        for name, work in works.items():
+            started = clock()
+            work()
+            seconds[name] = min(seconds[name], clock() - started)
+    return seconds
+
+
+def speeds(n: int, tries: int) -> dict[str, float]:
+    """GB of bfloat16 per second of one core, and how much sooner two threads are done."""
+    weight = gaussian(n, torch.bfloat16)
+    data, out, group = weight.view(torch.uint8).numpy(), torch.empty_like(weight), encode([weight])
+    assert group is not None
+    prepared, planes = prepare(group), compress_planes(weight)
+    compressor = zstandard.ZstdCompressor(level=LEVEL)
+    frame = compressor.compress(data)
+    works: dict[str, Work] = {
+        "zstandard compress": lambda: compressor.compress(data),
+        "zstandard decompress": lambda: zstandard.ZstdDecompressor().decompress(frame),
+        "planes compress": lambda: compress_planes(weight),
+        "planes decompress": lambda: decompress_planes(planes, weight.shape, weight.dtype),
+        "encode": lambda: encode([weight]),
+        "decode": lambda: decode(prepared, out),
+    }
+    rates = {name: weight.nbytes / s / 1e9 for name, s in best_of(works, tries, time.thread_time).items()}
+    threads: dict[str, Work] = {str(k): lambda k=k: decode(prepared, out, threads=k) for k in (1, 2)}
+    wall = best_of(threads, 3 * tries, time.perf_counter)
+    return {**rates, "two threads": wall["1"] / wall["2"]}
+
+
+def main() -> None:
+    """Measure, print, and keep the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--weights", type=int, default=1 << 22)
+    parser.add_argument("--tries", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    bits = {str(dtype).removeprefix("torch."): sizes(options.weights, dtype) for dtype in DTYPES}
+    print("bits per weight: " + ", ".join(next(iter(bits.values()))))
+    for dtype, row in bits.items():
+        print(f"  {dtype:9s}" + "".join(f"{value:9.3f}" for value in row.values()))
+    rates = speeds(options.weights, options.tries)
+    for name, rate in rates.items():
+        other = rates[f"zstandard {'de' if 'decod' in name or 'decom' in name else ''}compress"]
+        print(
+            f"  {name:21s}{rate:7.3f}"
+            + (f" GB/s  x {rate / other:.2f}" if name != "two threads" else " x one")
+        )
+    content = {"weights": options.weights, "load": os.getloadavg()[0], "bits": bits, "speeds": rates}
+    print(write_results("lossless", content, Path(__file__).parent / "results"))
+
+
+if __name__ == "__main__":
+    main()
