@@ -19,7 +19,7 @@ from modicum.models.surgery import Cuttable
 Candidate = tuple[Tensor, ...]
 """One mask per unit, bool [groups], True for what stays."""
 
-HALVINGS = 60  # of the interval in which the common change of all counts lies
+HALVINGS = 30  # of the interval in which the common change of all counts lies
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ def _described(model: Any, sizes: Sizes) -> Any:
                 return None
             if units:
                 _set(config, names, *units[0])
+        type(config).from_dict(config.to_dict())  # a config class checks itself when it is made
         skeleton(config)
     except Exception:  # each config class refuses in its own way
         return None

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -77,7 +78,7 @@ class Cuttable:
         """How many groups there are."""
         return len(self.parts[0].members)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Parameters of one group, biases included."""
         return sum(map(_parameters, self.parts))
