@@ -7,7 +7,11 @@ colour picture whose structure comes from the frame and whose style comes from t
     node/        photo or video -> what the sensor would have seen; sensors; sound
     radio/       packets, their losses, the links they travel on; the published serial protocol
     gateway/     packets -> frame, validity mask, concealed frame
+    modes.py     sizes and depths of a node's picture
+    readings.py  what the sensors say
     prompt.py    readings -> tokens and a sentence
+    generator/   frame, mask and tokens -> colour picture: a small network with a last stage, or Stable Diffusion
+    weights/     the generators that travel with the package, dense and compressed
     energy.py    what a frame costs: a model, not a measurement
     overlay/     sound, air and light drawn onto a picture
     viewer/      all of it in a browser

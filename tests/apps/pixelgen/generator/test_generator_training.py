@@ -179,8 +179,13 @@ def test_eight_bits_change_little_and_two_bits_much(small: Generator) -> None:
 
 
 def test_layers_are_not_changed_before_the_structure(small: Generator) -> None:
-    with pytest.raises(RecipeConflict, match="before its structure"):
+    with pytest.raises(RecipeConflict, match="cannot follow"):
         compress(small, parse(list(reversed(RECIPE))), _pictures())
+
+
+def test_a_generator_keeps_no_policy(small: Generator) -> None:
+    with pytest.raises(RecipeConflict, match=r"diffusion\.fora is attached"):
+        compress(small, parse([{"diffusion.fora": {"interval": 2}}]), _pictures())
 
 
 def test_the_compress_command(small: Generator, archive: Path, tmp_path: Path) -> None:

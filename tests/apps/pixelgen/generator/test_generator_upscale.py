@@ -118,6 +118,23 @@ def test_it_travels_with_its_generator(small: Generator, tmp_path: Path) -> None
     assert torch.equal(small.generate(frames, mask | True, told), whole)  # nothing is left to do for it
 
 
+@pytest.mark.parametrize("asked", [{"guidance": 2.0}, {"temperature": 1.0}])
+def test_colours_that_were_asked_for_are_not_drawn_back(small: Generator, asked: dict[str, float]) -> None:
+    seen = []
+
+    class Watching(Upscaler):
+        def found(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+            seen.append(arguments[-1])
+            return super().found(*arguments)
+
+    small.upscaler, whole = Watching(), torch.ones(2, 1, 35, 36, dtype=torch.bool)
+    small.generate(
+        luma(PICTURES), whole, torch.zeros(2, 5, dtype=torch.int64), reduce=2, **{"temperature": 0, **asked}
+    )
+    small.generate(luma(PICTURES), whole, torch.zeros(2, 5, dtype=torch.int64), reduce=2, temperature=0)
+    assert seen == [False, True]
+
+
 def test_a_damaged_upscaler_is_refused(small: Generator, tmp_path: Path) -> None:
     out = save(small, tmp_path / "out")
     save_file({"other": torch.zeros(1)}, out / UPSCALER)

@@ -7,9 +7,12 @@ noise, scaled by a temperature ---+
 colour.py, frames.py, canvas.py   what is known, what is painted, and the way between pictures and numbers
 network.py, diffusion.py          DiT's blocks with readings; velocity prediction, DDIM
 tiles.py, model.py                large frames in tiles that agree; `Generator`
-scene.py, missing.py, objective.py, train.py   how it is trained
+enlarge.py, upscale.py            small colours under luma of the full size; lost luma from its neighbours
+scene.py, missing.py, objective.py, train.py, train_upscaler.py   how both networks are trained
 compress.py                       fewer blocks, fewer bits, fewer steps
-stable_diffusion.py               the original's generator, for who has its weights
+measure.py, files.py, card.py     figures, directories, model cards
+stable_diffusion.py               the original's generator, for who has its weights ...
+canny.py, segmentation.py, hub.py ... what its ControlNet reads, and where its models lie
 """
 
 from __future__ import annotations

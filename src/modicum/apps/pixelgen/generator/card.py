@@ -34,7 +34,7 @@ figures.
 
 Readings have no thermometer behind them: light stands for the mean luma of a picture, temperature for how reddish it
 is, humidity for how pale; sound has no influence.
-
+{stage}
 Train it again: `python -m modicum.apps.pixelgen.generator.train --images FILE --steps {steps} --seed {seed} --out DIR`.
 """
 
@@ -55,8 +55,14 @@ plausible, not measured: keep the frame and its mask beside every picture.
 Before compression, in the same table: {before_psnr:.2f} dB with the readings known, {before_unknown:.2f} dB without.
 Measured on {pictures:,} pictures that were not trained on; `metrics.json` holds all figures, those from before under
 "before", and what the methods found out under "notes".
-
+{stage}
 Make it again: `python -m modicum.apps.pixelgen.generator.compress --images FILE --held-out FILE --out DIR`.
+"""
+
+STAGE = """
+The last stage, `upscaler.safetensors`, has {parameters:,} parameters. It finds luma where packets were lost, and brings
+pictures that were painted at a fraction of the size to the full one. Train it again: `python -m
+modicum.apps.pixelgen.generator.train_upscaler --images FILE --out upscaler.safetensors`.
 """
 
 _ROWS = (
@@ -89,6 +95,13 @@ def score_table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def stage(generator: Generator) -> str:
+    """What the card says of the last stage; nothing where there is none."""
+    if generator.upscaler is None:
+        return ""
+    return STAGE.format(parameters=sum(p.numel() for p in generator.upscaler.parameters()))
+
+
 def card(name: str, generator: Generator, metrics: dict[str, Any]) -> str:
     """The model card, in Markdown.
 
@@ -110,6 +123,7 @@ def card(name: str, generator: Generator, metrics: dict[str, Any]) -> str:
         painting_steps=generator.steps,
         temperature=generator.temperature,
         table=score_table(metrics),
+        stage=stage(generator),
         **metrics,
     )
 
@@ -132,4 +146,5 @@ def compressed_card(name: str, generator: Generator, metrics: dict[str, Any], re
         before_psnr=metrics["before"]["known"]["psnr"],
         before_unknown=metrics["before"]["unknown"]["psnr"],
         pictures=metrics["pictures"],
+        stage=stage(generator),
     )

@@ -30,10 +30,12 @@ from modicum.apps.pixelgen.generator.measure import quality
 from modicum.apps.pixelgen.generator.model import Generator
 from modicum.apps.pixelgen.generator.objective import Painting
 from modicum.errors import ModicumError, OutputExists, RecipeConflict
-from modicum.method import Context, LayerMethod, ModelMethod
+from modicum.method import Context
 from modicum.models import Anatomy
+from modicum.pipeline.composition import live_properties, split_steps
 from modicum.pipeline.memory_run import compress_model
 from modicum.pipeline.recipe import Recipe, load
+from modicum.pipeline.whole_run import transform
 
 RECIPE = Path(__file__).with_name("recipe.yaml")
 CALIBRATION = (8, 64)  # batches, pictures in each
@@ -61,15 +63,15 @@ def compress(
         What the methods found out, by their name.
 
     Raises:
-        RecipeConflict: a step of another kind, or in another order.
+        RecipeConflict: steps that cannot follow each other, or one that changes how a model runs.
     """
-    structural = [step for step in recipe.steps if isinstance(step, ModelMethod)]
-    layerwise = [step for step in recipe.steps if isinstance(step, LayerMethod)]
-    if [*structural, *layerwise] != list(recipe.steps):
+    split = split_steps(recipe.steps)
+    if split.runtime:
         raise RecipeConflict(
-            "The recipe of a generator changes layers before its structure, or how it runs.",
-            "Put the steps that train first, then those of single layers, and no others.",
+            f"{split.runtime[0].name} is attached to a model that runs, and a generator's files hold none.",
+            "Leave it out; fewer painting steps save more (see benchmarks/RESULTS.md).",
         )
+    live_properties(split.weights)
     network = generator.network
     objective, data = Painting(network.config), Pictures(pictures)
     context = Context(
@@ -79,14 +81,16 @@ def compress(
         teacher=copy.deepcopy(network).eval(),
         progress=report,
     )
-    anatomy = Anatomy.of(network)
-    for index, step in enumerate(structural):
-        folder = work / f"{index}-{step.name}" if work else None
-        anatomy = step.transform(anatomy, replace(context, work_directory=folder))
+
+    def of_step(index: int) -> Context:
+        folder = work / f"{index}-{split.whole[index].name}" if work else None
+        return replace(context, work_directory=folder)
+
+    transform(Anatomy.of(network), split.whole, of_step)
     network.eval()
-    if layerwise:
+    if split.layers:
         asked = _calibration(objective, data, recipe.seed)
-        compress_model(network, recipe.model_copy(update={"steps": tuple(layerwise)}), asked)
+        compress_model(network, recipe.model_copy(update={"steps": split.layers}), asked)
     return context.notes
 
 

@@ -2,7 +2,8 @@
 
 Eyes, and every video codec, take colour at a lower resolution than luma. So a large frame is reduced, its colours are
 painted there, and they are laid under the measured luma at full size. The network was trained on whole scenes of few
-pixels: reduced, it sees more of the scene at a time, and guesses better what it is looking at.
+pixels: reduced, it sees more of the scene at a time, and guesses better what it is looking at. How colours are laid
+there without a trained last stage is here; with one, see `upscale`.
 
 Legend: frames [B, 1, H, W] in [0, 1]; masks bool [B, 1, H, W]; k: pixels that become one, along one side.
 """

@@ -114,7 +114,8 @@ class Generator:
             return small
         if self.upscaler is None:
             return enlarged(small, frames, mask, reduce)
-        return self.upscaler(small, frames, mask, reduce)
+        likely = guidance == 1 and temperature == 0  # others were asked for, and are not drawn back
+        return self.upscaler(small, frames, mask, reduce, painted=likely)
 
     def _paint(
         self,

@@ -11,7 +11,7 @@ from modicum.apps.pixelgen.generator.diffusion import noisy, velocity
 from modicum.apps.pixelgen.generator.missing import arrived
 from modicum.apps.pixelgen.generator.network import GeneratorConfig
 from modicum.apps.pixelgen.generator.scene import scene_tokens
-from modicum.trainer.objectives import Objective, Question
+from modicum.trainer.objective import Objective, Question
 from modicum.trainer.sources import Batch
 
 FORGOTTEN = 0.1  # share of single readings that training leaves out

@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--generator", default="pixelgen-nano-small", help="whose colours are enlarged")
     parser.add_argument("--out", type=Path, default=Path(UPSCALER), help="file to write")
     parser.add_argument("--work", type=Path, help="directory of the checkpoints (default: OUT.work)")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     try:

@@ -92,13 +92,17 @@ class Upscaler(nn.Module):
             return y, c
         return y, c + dc if painted else with_means(c + dc, chroma(small), k)
 
+    def answer(self, x: Tensor) -> Tensor:
+        """What the network says of cells of 2x2 pixels: `[B, 18, h, w] -> [B, 12, h, w]`."""
+        return self.leave(self.body(F.relu(self.enter(x))))
+
     def _difference(self, read: Tensor, told: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """What the network adds to luma and chroma, of what it reads `[B, 4, H, W]`."""
         height, width = read.shape[-2:]
         read = F.pad(read, (0, -width % CELL, 0, -height % CELL), mode="replicate")
         x = F.pixel_unshuffle(read, CELL)  # [B, 16, h, w]
         constant = x.new_tensor(told).view(1, TOLD, 1, 1).expand(len(x), TOLD, *x.shape[2:])
-        x = self.leave(self.body(F.relu(self.enter(torch.cat((x, constant), dim=1)))))
+        x = self.answer(torch.cat((x, constant), dim=1))
         difference = F.pixel_shuffle(x, CELL)[:, :, :height, :width]
         return LUMA_SCALE * difference[:, :1], CHROMA_SCALE * difference[:, 1:]
 

@@ -27,7 +27,6 @@ from modicum.apps.pixelgen.prompt import tokens
 
 PAINTED_WIDTH = 81
 """Columns at which colours are painted; the shipped generator guesses best on small pictures."""
-GUIDANCE = 2.0
 UNKNOWN = np.array((18, 92, 96), np.uint8)
 MIDDLE = (0.5, 0.5)
 
@@ -99,7 +98,7 @@ class Painter:
             painted = self.generator.generate(*arguments, seed=self.seed)
         else:
             reduce = max(1, round(light.shape[-1] / PAINTED_WIDTH))
-            painted = self.generator.generate(*arguments, guidance=GUIDANCE, reduce=reduce, seed=self.seed)
+            painted = self.generator.generate(*arguments, reduce=reduce, seed=self.seed)
         return painted[0].float().permute(1, 2, 0).cpu().numpy()
 
     def _overlay(
