@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from modicum.calibrate.statistics import Statistics
     from modicum.data.samples import Samples
     from modicum.models.anatomy import Anatomy
-    from modicum.trainer.objectives import Objective
+    from modicum.trainer.objective import Objective
     from modicum.weights.base import WeightForm
 
 FAMILIES = (

@@ -16,7 +16,7 @@ from modicum.method import Context
 from modicum.models import Family, register
 from modicum.models.depth import Groups, spans
 from modicum.models.dit import DiT, DiTConfig
-from modicum.trainer.objectives import Objective, Question
+from modicum.trainer.objective import Objective, Question
 from modicum.trainer.sources import Batch
 
 WIDTH = 32

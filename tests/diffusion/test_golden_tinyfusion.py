@@ -20,7 +20,7 @@ from modicum.models.depth import as_groups, keep_blocks, ungate
 from modicum.models.dit import DiT, DiTConfig
 from modicum.models.dit.files import assemble
 from modicum.trainer import lora
-from modicum.trainer.objectives import NoisePrediction
+from modicum.trainer.diffusion_objectives import NoisePrediction
 
 ROOT = Path(os.environ.get("MODICUM_GOLDEN", Path(__file__).parents[1] / "golden"))
 FOLDERS = sorted(ROOT.glob("tinyfusion*"))

@@ -20,7 +20,8 @@ from modicum.models import Anatomy
 from modicum.models.depth import keep_blocks
 from modicum.models.dit import DiT, DiTConfig
 from modicum.models.dit.files import assemble
-from modicum.trainer.objectives import NoisePrediction, Question
+from modicum.trainer.diffusion_objectives import NoisePrediction
+from modicum.trainer.objective import Question
 
 ROOT = Path(os.environ.get("MODICUM_GOLDEN", Path(__file__).parents[1] / "golden"))
 FOLDERS = sorted(ROOT.glob("tinyfusion*"))

@@ -14,14 +14,9 @@ from modicum.errors import UnsupportedModel, UnusableData
 from modicum.models.dit import DiT, DiTConfig
 from modicum.models.dit.interpolant import velocity_loss
 from modicum.trainer.average import Average, usual_decay
-from modicum.trainer.objectives import (
-    Classification,
-    NextToken,
-    NoisePrediction,
-    VelocityPrediction,
-    check_batch,
-    objective_of,
-)
+from modicum.trainer.diffusion_objectives import NoisePrediction, VelocityPrediction
+from modicum.trainer.objective import check_batch
+from modicum.trainer.objectives import Classification, NextToken, objective_of
 from modicum.trainer.questions import questions, repeated
 
 SIZES = DiTConfig(input_size=4, patch_size=2, hidden_size=32, depth=2, num_heads=2, num_classes=3)

@@ -25,7 +25,8 @@ from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress, Run, Silent, check_device
 from modicum.pipeline.source import Source
 from modicum.pipeline.whole_run import WholeRun
-from modicum.trainer.objectives import Objective, objective_of
+from modicum.trainer.objective import Objective
+from modicum.trainer.objectives import objective_of
 from modicum.trainer.questions import passes
 from modicum.zoo.locate import locate
 

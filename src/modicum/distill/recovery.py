@@ -26,7 +26,7 @@ from modicum.trainer import (
     objective_of,
     usual_decay,
 )
-from modicum.trainer.objectives import Question
+from modicum.trainer.objective import Question
 
 
 class Recovery(ModelMethod):

@@ -14,7 +14,8 @@ from modicum.errors import InvalidSetting, UnusableData
 from modicum.method import Context, ModelMethod
 from modicum.models import Anatomy
 from modicum.models.depth import keep_blocks
-from modicum.trainer.objectives import Objective, Question, objective_of
+from modicum.trainer.objective import Objective, Question
+from modicum.trainer.objectives import objective_of
 from modicum.trainer.questions import questions
 
 

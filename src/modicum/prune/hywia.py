@@ -19,7 +19,7 @@ of scores relative to their mean and on a logarithmic scale s = log(1 + I n): [s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -32,7 +32,7 @@ from modicum.method import Context, Paper
 from modicum.models import Anatomy, Layer
 from modicum.models.surgery import Cuttable
 from modicum.prune.width import WidthMethod
-from modicum.trainer.objectives import Objective, Question
+from modicum.trainer.objective import Objective, Question
 
 EPSILON = 1e-12
 Expansion = Mapping[Layer, Taylor]
@@ -70,14 +70,10 @@ class HyWIA(WidthMethod):
             )
         return self
 
-    def transform(self, anatomy: Anatomy, context: Context) -> Anatomy:
-        """The narrower model.
-
-        Raises:
-            UnusableData: the context holds no data.
-            InvalidSetting: more is to go than the blocks in question have.
-        """
-        units = self.units(anatomy)
+    def choose(
+        self, anatomy: Anatomy, units: list[Cuttable], context: Context
+    ) -> tuple[Mapping[Cuttable, Tensor], dict[str, Any]]:
+        """The most important groups of the blocks in the middle."""
         middle = self._middle(units, len(anatomy.blocks))
         layers = list(dict.fromkeys(part.layer for unit in middle for part in unit.parts))
         losses = _reporting(self._losses(anatomy, context), context.progress)
@@ -85,8 +81,8 @@ class HyWIA(WidthMethod):
         budget = self.budget(units)
         scores = {unit: self.score(unit, known) for unit in middle}
         if self.scope == "global":
-            return self.cut(anatomy, lowest(scores, budget), context)
-        return self.cut(anatomy, lowest_of_each(scores, even(middle, budget)), context)
+            return lowest(scores, budget), {}
+        return lowest_of_each(scores, even(middle, budget)), {}
 
     def score(self, unit: Cuttable, known: Expansion) -> Tensor:
         """Importance of each group, float64 [groups]; comparable between units if ranking is global."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from modicum.models import Anatomy
 from modicum.models.depth import gate, ungate
-from modicum.trainer.objectives import Objective, Question
+from modicum.trainer.objective import Objective, Question
 from modicum.trainer.questions import repeated
 
 ROWS = 64  # samples per forward pass, each under a mask of its own

@@ -16,7 +16,7 @@ right way round.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -36,7 +36,7 @@ from modicum.method import Context, Paper
 from modicum.models import Anatomy, Block
 from modicum.models.surgery import Cuttable, masked
 from modicum.prune.width import WidthMethod, inputs_of
-from modicum.trainer.objectives import Objective, Question
+from modicum.trainer.objective import Objective, Question
 
 LOG = "candidates.jsonl"
 
@@ -64,14 +64,10 @@ class SearchLLM(WidthMethod):
     reformation: bool = Field(True, description="whether weights make up for what goes")
     damp: float = Field(0.1, gt=0, description="damping of the reformation, fraction of the mean diagonal")
 
-    def transform(self, anatomy: Anatomy, context: Context) -> Anatomy:
-        """The best model of the size that was found.
-
-        Raises:
-            UnusableData: the context holds no data.
-            InvalidSetting: no choice of heads and neurons has the size.
-        """
-        units = self.units(anatomy)
+    def choose(
+        self, anatomy: Anatomy, units: list[Cuttable], context: Context
+    ) -> tuple[Mapping[Cuttable, Tensor], dict[str, Any]]:
+        """The best choice of the size that was found; reading matrices are solved anew for it."""
         objective, asked = self.ask(anatomy, context)
         shown = [inputs_of(question) for question in asked]
         space = self._space(units, importance(anatomy, units, shown))
@@ -79,7 +75,7 @@ class SearchLLM(WidthMethod):
         kept = {unit: mask.nonzero()[:, 0] for unit, mask in zip(units, best.candidate, strict=True)}
         if self.reformation:
             reform_readers(anatomy, kept, shown, self.damp)
-        return self.cut(anatomy, kept, context, loss=best.loss)
+        return kept, {"loss": best.loss}
 
     def _space(self, units: list[Cuttable], scores: Sequence[Tensor]) -> WidthSpace:
         fewest = [

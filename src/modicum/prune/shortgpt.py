@@ -21,7 +21,7 @@ from modicum.calibrate.influence import influence
 from modicum.method import Context, Paper
 from modicum.models import Anatomy
 from modicum.prune.depth import ScoredDepth, highest
-from modicum.trainer.objectives import Question
+from modicum.trainer.objective import Question
 
 CLEAN_STEPS, ALL_STEPS = 250, 1000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from modicum.errors import UnusableData
 from modicum.method import Context, ModelMethod
 from modicum.models import Anatomy
 from modicum.models.surgery import Cuttable, Kind, cut, cuttable
-from modicum.trainer.objectives import Objective, Question, objective_of
+from modicum.trainer.objective import Objective, Question
+from modicum.trainer.objectives import objective_of
 from modicum.trainer.questions import questions
 
 KINDS: dict[str, tuple[Kind, ...]] = {
@@ -63,18 +65,36 @@ class WidthMethod(ModelMethod):
         asked = questions(objective, context.data, count, size, seed, context.device)
         return objective, [_shortened(question, self.length) for question in asked]
 
-    def cut(
-        self, anatomy: Anatomy, kept: Mapping[Cuttable, Tensor], context: Context, **notes: Any
-    ) -> Anatomy:
-        """The smaller model, in place; what was cut goes into the notes."""
-        before = sum(parameter.numel() for parameter in anatomy.model.parameters())
+    @abstractmethod
+    def choose(
+        self, anatomy: Anatomy, units: list[Cuttable], context: Context
+    ) -> tuple[Mapping[Cuttable, Tensor], dict[str, Any]]:
+        """What stays of `units` (ascending int64 indices), and what is worth noting.
+
+        Weights may be changed so that they make up for what goes; shapes are cut afterwards.
+        """
+
+    def transform(self, anatomy: Anatomy, context: Context) -> Anatomy:
+        """The narrower model, in place; what was cut goes into the notes.
+
+        Raises:
+            UnusableData: the context holds no data.
+            InvalidSetting: more is to go than the blocks in question have.
+            UnsupportedModel: there is nothing to cut, or it is compressed already.
+        """
+        before = _size(anatomy)
+        kept, notes = self.choose(anatomy, self.units(anatomy), context)
         narrower = cut(anatomy, {unit: groups for unit, groups in kept.items() if len(groups) < unit.count})
         context.notes[self.name] = {
             "kept": {unit.name: [len(groups), unit.count] for unit, groups in kept.items()},
-            "parameters": [sum(parameter.numel() for parameter in anatomy.model.parameters()), before],
+            "parameters": [_size(narrower), before],
             **notes,
         }
         return narrower
+
+
+def _size(anatomy: Anatomy) -> int:
+    return sum(parameter.numel() for parameter in anatomy.model.parameters())
 
 
 def inputs_of(question: Question) -> dict[str, Tensor]:

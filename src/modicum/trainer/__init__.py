@@ -6,7 +6,8 @@ from modicum.trainer.average import Average, usual_decay
 from modicum.trainer.history import History
 from modicum.trainer.loop import Trainer
 from modicum.trainer.lora import lora
-from modicum.trainer.objectives import Objective, check_batch, objective_of
+from modicum.trainer.objective import Objective, check_batch
+from modicum.trainer.objectives import objective_of
 from modicum.trainer.processes import is_first
 from modicum.trainer.records import Record, Trained
 from modicum.trainer.settings import Group, Settings

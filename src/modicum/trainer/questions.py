@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.data.samples import Samples
-from modicum.trainer.objectives import Objective, Question, check_batch
+from modicum.trainer.objective import Objective, Question, check_batch
 from modicum.trainer.sources import batch_seed
 
 

@@ -14,7 +14,8 @@ from modicum.errors import InvalidSetting
 from modicum.models import Anatomy
 from modicum.models.depth import as_groups, gate, keep_blocks, split, ungate
 from modicum.models.mar import MAR, MARConfig, load_mar, save
-from modicum.trainer.objectives import MaskedTokens, objective_of
+from modicum.trainer.diffusion_objectives import MaskedTokens
+from modicum.trainer.objectives import objective_of
 from modicum.trainer.questions import repeated
 
 SIZES = MARConfig(
