@@ -116,7 +116,7 @@ class CifarResNetForImageClassification(nn.Module):
         pads = [m for m in self.modules() if isinstance(m, PaddedShortcut)]
         return CifarResNetConfig(
             width=self.conv1.out_channels,
-            pads=tuple((len(pad.before), len(pad.after)) for pad in pads),  # type: ignore[arg-type]
+            pads=tuple((len(pad.before), len(pad.after)) for pad in pads),
             inner=tuple(block.conv1.out_channels for block in blocks),
             classes=self.linear.out_features,
         )
