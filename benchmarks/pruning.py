@@ -33,9 +33,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "GBLM": {"prune.pruner_zero": {"metric": "gblm"}},
     "Pruner-Zero": {"prune.pruner_zero": {}},
     "CosP": {"prune.ace": {"score": "cosp"}},
-    "CosP exact": {"prune.ace": {"score": "cosp", "expansion": "exact"}},
+    "CosP, first order": {"prune.ace": {"score": "cosp", "expansion": "first"}},
     "VarP": {"prune.ace": {"score": "varp"}},
     "ACE": {"prune.ace": {}},
+    "ACE, first order": {"prune.ace": {"expansion": "first"}},
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "30 %": {"sparsity": 0.3},
