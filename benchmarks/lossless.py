@@ -14,6 +14,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ def sizes(n: int, dtype: torch.dtype) -> dict[str, float]:
     counts, group = symbol_counts([weight]), encode([weight])
     assert group is not None
     assert torch.equal(decode(prepare(group)).view(torch.uint8), weight.view(torch.uint8))
-    alone = zstandard.ZstdCompressor(level=LEVEL).compress(weight.view(torch.uint8).numpy())
+    alone = zstandard.ZstdCompressor(level=LEVEL).compress(weight.view(torch.uint8).numpy().tobytes())
     return {
         "raw": 8.0 * dtype.itemsize,
         "all": 8 * group.nbytes / n,
@@ -66,7 +67,7 @@ def best_of(works: dict[str, Work], tries: int, clock: Callable[[], float]) -> d
 def speeds(n: int, tries: int) -> dict[str, float]:
     """GB of bfloat16 per second of one core, and how much sooner two threads are done."""
     weight = gaussian(n, torch.bfloat16)
-    data, out, group = weight.view(torch.uint8).numpy(), torch.empty_like(weight), encode([weight])
+    data, out, group = weight.view(torch.uint8).numpy().tobytes(), torch.empty_like(weight), encode([weight])
     assert group is not None
     prepared, planes = prepare(group), compress_planes(weight)
     compressor = zstandard.ZstdCompressor(level=LEVEL)
@@ -80,7 +81,7 @@ def speeds(n: int, tries: int) -> dict[str, float]:
         "decode": lambda: decode(prepared, out),
     }
     rates = {name: weight.nbytes / s / 1e9 for name, s in best_of(works, tries, time.thread_time).items()}
-    threads: dict[str, Work] = {str(k): lambda k=k: decode(prepared, out, threads=k) for k in (1, 2)}
+    threads: dict[str, Work] = {str(k): partial(decode, prepared, out, threads=k) for k in (1, 2)}
     wall = best_of(threads, 3 * tries, time.perf_counter)
     return {**rates, "two threads": wall["1"] / wall["2"]}
 

@@ -1,0 +1,77 @@
+"""How fast a GPU decodes DFloat11, and whether it finds the same bits as the processor.
+
+    python benchmarks/gpu/huffman_decode.py [--weights 218103808] [--repeats 20]
+
+Gaussian weights of standard deviation 0.02, as many as one block of Llama-3.1-8B has, in one group; beside it a copy
+of the decoded weights within the GPU, which is what reading them costs anyway. Medians of single launches.
+
+Prints a table and writes results/huffman-decode-DATE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from modicum.evaluate import environment
+from modicum.kernels.huffman.decoder import decode
+from modicum.kernels.huffman.encoder import encode
+from modicum.kernels.huffman.layout import prepare
+
+sys.path.append(str(Path(__file__).parents[1]))
+from processes import write_results
+
+BLOCK = 218_103_808  # q, k, v, o, gate, up, down of Llama-3.1-8B
+
+
+def milliseconds(work: Callable[[], object], repeats: int) -> float:
+    """Median time of a launch."""
+    times = []
+    for _ in range(repeats + 3):
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop))
+    return median(times[3:])
+
+
+def main() -> None:
+    """Measure, print, and keep the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--weights", type=int, default=BLOCK)
+    parser.add_argument("--repeats", type=int, default=20)
+    options = parser.parse_args()
+    weight = (torch.randn(options.weights, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
+    group = encode([weight])
+    assert group is not None
+    arrays: dict[str, Any] = {name: tensor.cuda() for name, tensor in group.tensors().items()}
+    prepared = prepare(replace(group, **arrays))
+    out, original = torch.empty_like(weight, device="cuda"), weight.cuda()
+    same = torch.equal(decode(prepared, out).view(torch.int16), original.view(torch.int16))
+    took = {
+        "decode": milliseconds(lambda: decode(prepared, out), options.repeats),
+        "copy": milliseconds(lambda: out.copy_(original), options.repeats),
+    }
+    print(f"{torch.cuda.get_device_name()}: bits are {'the same' if same else 'WRONG'}")
+    for name, ms in took.items():
+        print(f"  {name:8s}{ms:9.3f} ms {weight.nbytes / ms / 1e6:9.1f} GB/s of bfloat16")
+    content = {
+        "weights": options.weights,
+        "same bits": same,
+        "milliseconds": took,
+        "versions": environment("cuda"),
+    }
+    print(write_results("huffman-decode", content, Path(__file__).parents[1] / "results"))
+
+
+if __name__ == "__main__":
+    main()
