@@ -15,7 +15,8 @@ right for heads of 128 without shared keys), and mean and variance are exact.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -44,14 +45,10 @@ class FLAP(WidthMethod):
     samples: int = Field(1024, ge=1, description="calibration samples")
     bias: bool = Field(True, description="whether the mean of what is removed becomes a bias")
 
-    def transform(self, anatomy: Anatomy, context: Context) -> Anatomy:
-        """The narrower model, with biases where something was removed.
-
-        Raises:
-            UnusableData: the context holds no data.
-            InvalidSetting: more is to go than there is.
-        """
-        units = self.units(anatomy)
+    def choose(
+        self, anatomy: Anatomy, units: list[Cuttable], context: Context
+    ) -> tuple[Mapping[Cuttable, Tensor], dict[str, Any]]:
+        """The groups that fluctuate most; biases are set for the others."""
         _, asked = self.ask(anatomy, context)
         scores: dict[Cuttable, Tensor] = {}
         means: dict[Cuttable, Tensor] = {}
@@ -68,7 +65,7 @@ class FLAP(WidthMethod):
         if self.bias:
             for unit, groups in kept.items():
                 compensate(unit, groups, means[unit])
-        return self.cut(anatomy, kept, context)
+        return kept, {}
 
 
 def fluctuation(weight: Tensor, variance: Tensor) -> Tensor:
