@@ -164,3 +164,16 @@ def test_a_wrong_gap_is_found() -> None:
 def test_what_is_whole_stays_whole() -> None:
     decode_guarded(WHOLE)
     check_gaps(prepare(WHOLE))
+
+
+def test_a_gap_that_shifts_a_lane_without_changing_its_count_is_found() -> None:
+    weight = (torch.arange(3000) % 3 + 100 << 7).to(torch.int16).view(torch.bfloat16)
+    encoded = encode([weight])  # three symbols and the end: two bits each
+    assert encoded is not None
+    gaps = unpacked_gaps(encoded.gaps).to(torch.uint8).numpy()
+    gaps[5] = 1
+    prepared = prepare(replace(encoded, gaps=torch.from_numpy(packed_gaps(gaps))))
+    with pytest.raises(CheckpointError, match="gap of chunk 5"):
+        check_gaps(prepared)
+    with pytest.raises(CheckpointError, match="disagree"):
+        decode_stepwise(prepared, torch.empty(3000, dtype=torch.int16))
