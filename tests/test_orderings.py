@@ -19,7 +19,9 @@ from modicum.data.windows import token_stream, windows
 from modicum.evaluate.perplexity import perplexity
 from modicum.method import Method
 from modicum.pipeline.loading import load_tokenizer
+from modicum.prune.ace import ACE
 from modicum.prune.magnitude import Magnitude
+from modicum.prune.pruner_zero import PrunerZero
 from modicum.prune.sparsegpt import SparseGPT
 from modicum.prune.wanda import Wanda
 from modicum.quantize.awq import AWQ
@@ -51,6 +53,13 @@ def test_half_of_the_weights(price: Callable[..., float]) -> None:
     assert price() < corrected <= 1.05 * by_score
     assert by_score < by_size
     assert corrected < 1.1 * price()
+
+
+def test_scores_that_look_beyond_size(price: Callable[..., float]) -> None:
+    by_size, by_score = price(Magnitude()), price(Wanda())
+    assert price(PrunerZero()) < by_size
+    assert price(ACE()) < by_size
+    assert price(ACE(score="varp")) <= 1.03 * by_score
 
 
 def test_two_of_four_weights(price: Callable[..., float]) -> None:
