@@ -72,7 +72,7 @@ EXPRESSIONS = st.recursive(LEAVES, _grown, max_leaves=8)
 
 
 class TestReading:
-    @settings(deadline=None, max_examples=80)
+    @settings(deadline=None, max_examples=50)
     @given(EXPRESSIONS)
     def test_text_and_json_come_back_as_they_were(self, node: Node) -> None:
         assert read(str(node)) == node
@@ -216,7 +216,7 @@ class TestEvaluation:
         wide = {name: values.double() for name, values in fixture().items()}
         assert value_of("W * G * 0.5", wide).dtype == torch.float64
 
-    @settings(deadline=None, max_examples=100)
+    @settings(deadline=None, max_examples=50)
     @given(EXPRESSIONS, st.integers(0, 99), st.sampled_from([0.0, 1e-30, 1.0, 1e30, -1e30]))
     def test_any_expression_gives_a_value_or_none_and_changes_no_input(
         self, node: Node, seed: int, scale: float
@@ -334,7 +334,7 @@ class TestCanonicalForm:
     def test_spellings_of_one_formula(self, spellings: list[str], expected: str) -> None:
         assert {str(canonical(read(text))) for text in spellings} == {expected}
 
-    @settings(deadline=None, max_examples=100)
+    @settings(deadline=None, max_examples=50)
     @given(EXPRESSIONS, st.integers(0, 9))
     def test_the_value_stays(self, node: Node, seed: int) -> None:
         simple = canonical(node)
