@@ -167,7 +167,9 @@ def test_what_is_whole_stays_whole() -> None:
 
 
 def test_a_gap_that_shifts_a_lane_without_changing_its_count_is_found() -> None:
-    weight = (torch.arange(3000) % 3 + 100 << 7).to(torch.int16).view(torch.bfloat16)
+    exponents = torch.arange(3000) % 3 + 100
+    exponents[100:300] = 100  # chunk 5 and its neighbours are all zeros
+    weight = (exponents << 7).to(torch.int16).view(torch.bfloat16)
     encoded = encode([weight])  # three symbols and the end: two bits each
     assert encoded is not None
     gaps = unpacked_gaps(encoded.gaps).to(torch.uint8).numpy()
