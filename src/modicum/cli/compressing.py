@@ -105,6 +105,9 @@ def compress(
             screen.print(
                 f"[dim]{name} kept blocks {found['kept_blocks']} of {found['of_blocks']}[/]", highlight=False
             )
+        if "parameters" in found and "kept" in found:
+            left, of = found["parameters"]
+            screen.print(f"[dim]{name} kept {left:,} of {of:,} parameters[/]", highlight=False)
     for words in Policies.read(out).described():
         screen.print(
             f"[dim]{words} is saved beside the weights; modicum generate uses it[/]",
@@ -145,12 +148,15 @@ def plan(
     """Say what a run would do and need, from config and headers alone; nothing is written."""
     from modicum import api
     from modicum.cli.console import console, plan_table, print_json
+    from modicum.cli.whole_plan import whole_plan_table
+    from modicum.pipeline.plan import Plan
 
     steps = _recipe(recipe, method, set_, calibration, samples, length, seed)
     made = api.plan(model, steps, **_place(format_, dtype, device))
     if as_json:
         print_json(made.to_dict())
-    console(quiet, as_json).print(plan_table(made))
+    table = plan_table(made) if isinstance(made, Plan) else whole_plan_table(made)
+    console(quiet, as_json).print(table)
 
 
 def _place(form: str, dtype: str, device: str) -> dict[str, Any]:
