@@ -18,8 +18,8 @@ from modicum.kernels.huffman.stepwise import decode_stepwise
 def decode(prepared: Prepared, out: Tensor | None = None, threads: int = 1) -> Tensor:
     """All weights of a group, bit for bit.
 
-    On a CPU blocks are decoded side by side by compiled loops; without Numba by tensor operations, which give the same
-    some fifty times slower. On a GPU by a Triton kernel.
+    On a CPU by compiled loops, blocks side by side; on a GPU by a Triton kernel. Where Numba or Triton is missing, by
+    tensor operations that give the same a hundred times slower.
 
     Args:
         prepared: the group.
@@ -51,17 +51,17 @@ def decode(prepared: Prepared, out: Tensor | None = None, threads: int = 1) -> T
 
 def _decode_words(prepared: Prepared, out: Tensor, threads: int) -> None:
     """The 16-bit words of a group into `out`, int16 [n]."""
-    if out.is_cuda:
-        from modicum.kernels.huffman.gpu import decode_gpu
-
-        decode_gpu(prepared, out)
-        return
     try:
-        compiled()
-    except MissingExtra:
+        if out.is_cuda:
+            from modicum.kernels.huffman.gpu import decode_gpu
+
+            decode_gpu(prepared, out)
+        else:
+            decode_compiled(prepared, out, threads)
+    except (MissingExtra, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != "triton":
+            raise
         decode_stepwise(prepared, out)
-    else:
-        decode_compiled(prepared, out, threads)
 
 
 def check_gaps(prepared: Prepared) -> None:

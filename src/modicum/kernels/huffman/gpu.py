@@ -14,6 +14,7 @@ Imported only when it is needed, because Triton does not exist everywhere.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -31,22 +32,23 @@ WARPS = CHUNKS // 32
 def decode_gpu(prepared: Prepared, out: Tensor) -> None:
     """Decode into `out`, int16 [n], on the GPU where the arrays lie."""
     encoded, lanes = prepared.encoded, prepared.lanes
-    _decode_block[(prepared.blocks,)](
-        encoded.encoded_exponent,
-        encoded.sign_mantissa,
-        encoded.gaps,
-        prepared.firsts,
-        lanes.first,
-        lanes.luts,
-        out,
-        encoded.encoded_exponent.numel(),
-        encoded.gaps.numel(),
-        len(lanes.luts) - 1,
-        lanes=CHUNKS,
-        window=WINDOW,
-        steps=STEPS,
-        num_warps=WARPS,
-    )
+    with torch.cuda.device_of(out):
+        _decode_block[(prepared.blocks,)](
+            encoded.encoded_exponent,
+            encoded.sign_mantissa,
+            encoded.gaps,
+            prepared.firsts,
+            lanes.first,
+            lanes.luts,
+            out,
+            encoded.encoded_exponent.numel(),
+            encoded.gaps.numel(),
+            len(lanes.luts) - 1,
+            lanes=CHUNKS,
+            window=WINDOW,
+            steps=STEPS,
+            num_warps=WARPS,
+        )
 
 
 @triton.jit
