@@ -19,7 +19,7 @@ import inspect
 import pkgutil
 import reprlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -206,6 +206,20 @@ class ModelMethod(Method):
     def samples_read(self) -> int:
         """How many samples of the context's data it reads, repetitions counted; 0 if it needs no data."""
         return 0
+
+    def blocks_kept(self, stacks: Sequence[int]) -> tuple[int, ...] | None:
+        """How many blocks of each stack stay whole, as far as that is known before the step has run.
+
+        Args:
+            stacks: how many there are.
+
+        Returns:
+            As many numbers; None if the step cuts into blocks, or only running it tells.
+
+        Raises:
+            InvalidSetting: no such choice from so many blocks.
+        """
+        return None
 
     @abstractmethod
     def transform(self, anatomy: Anatomy, context: Context) -> Anatomy:

@@ -33,7 +33,8 @@ from modicum.models import Anatomy
 from modicum.models.dit import DiT, DiTConfig, load_dit
 from modicum.models.dit import save as save_dit
 from modicum.pipeline.recipe import Recipe
-from modicum.pipeline.run import Silent
+from modicum.pipeline.run import Run, Silent
+from modicum.pipeline.source import Source
 from modicum.pipeline.training_data import file_samples
 from modicum.prune.blocks import Blocks
 from modicum.prune.shortgpt import ShortGPT
@@ -240,6 +241,6 @@ class TestRefusals:
                 teacher=tiny_models("llama", hidden_size=32), data=Table({"input_ids": tokens}),
             )  # fmt: skip
 
-    def test_what_a_whole_step_leaves_cannot_be_planned(self, tiny_llama: Path) -> None:
-        with pytest.raises(RecipeConflict, match="known when it has run"):
-            api.plan(tiny_llama, LEARN)
+    def test_a_run_of_layer_steps_takes_no_other(self, tiny_llama: Path, tmp_path: Path) -> None:
+        with pytest.raises(RecipeConflict, match="does not work layer by layer"):
+            Run(Source.open(tiny_llama), Recipe.of(LEARN), tmp_path / "a")

@@ -9,21 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modicum.api.planning import layers_planned, planned
 from modicum.api.policies import fitting_batches
 from modicum.api.training import layer_windows, prepare_whole, transform_loaded
 from modicum.data.samples import Samples, Table
-from modicum.errors import InvalidSetting, RecipeConflict, UnsupportedModel
+from modicum.errors import InvalidSetting, RecipeConflict
 from modicum.formats.manifest import Manifest
 from modicum.method import Method
-from modicum.models.class_models import class_kind
+from modicum.models.class_models import class_kind, network_of
 from modicum.pipeline import recipe as recipes
 from modicum.pipeline.composition import split_steps
 from modicum.pipeline.memory_run import Batches, compress_model
-from modicum.pipeline.plan import Format, Plan, make_plan
+from modicum.pipeline.plan import Format, Plan
 from modicum.pipeline.policy_run import PolicyRun
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress, Run, Silent, check_device
 from modicum.pipeline.source import Source
+from modicum.pipeline.whole_plan import WholePlan
 from modicum.pipeline.whole_run import WholeRun
 from modicum.trainer.objective import Objective
 from modicum.trainer.objectives import objective_of
@@ -89,7 +91,7 @@ def prepare(
         if isinstance(data, Samples):
             raise InvalidSetting("Layer steps are calibrated with token windows.", "Pass an int64 tensor.")
         source = Source.open(locate(model), dtype, device)
-        _planned(source, steps, form)  # what cannot work is refused before any text is read
+        layers_planned(source, steps, form)  # what cannot work is refused before any text is read
         tokens = data if data is not None else layer_windows(source, steps)
         return Run(source, steps, where, tokens, form, replacing, offload, told)
 
@@ -103,17 +105,6 @@ def prepare(
 def _samples(data: Tensor | Samples | None) -> Samples | None:
     """Windows of tokens as samples."""
     return Table({"input_ids": data}) if isinstance(data, Tensor) else data
-
-
-def _context(source: Source) -> int | None:
-    return getattr(source.model.config, "max_position_embeddings", None)
-
-
-def _planned(source: Source, recipe: Recipe, form: Format) -> Plan:
-    length = recipe.calibration.length
-    return make_plan(
-        source, recipe, form, (recipe.calibration.samples, min(length, _context(source) or length))
-    )
 
 
 def compress(
@@ -188,13 +179,14 @@ def plan(
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     form: Format = "auto",
-) -> Plan:
+) -> Plan | WholePlan:
     """What a run would do and need, from config and headers alone; arguments as for `prepare`.
 
-    Runtime steps change no weight, so they are left out.
+    Runtime steps change no weight, so they are left out. With steps over the whole model, and for models that draw
+    classes, the plan says less and names what is not known.
 
     Raises:
-        UnsupportedModel: a model that draws classes.
+        RecipeConflict: no step changes a weight.
     """
     check_device(device)
     steps = as_recipe(recipe)
@@ -204,11 +196,5 @@ def plan(
             "The recipe leaves all weights as they are, so there is nothing to plan.",
             "Run it: modicum compress.",
         )
-    directory = locate(model)
-    if class_kind(directory):
-        raise UnsupportedModel(
-            f"{directory.name} draws classes; such models are compressed in memory as a whole, without a plan.",
-            "Run it: modicum compress.",
-        )
-    source = Source.open(directory, dtype, device)
-    return _planned(source, steps.model_copy(update={"steps": weights}), form)
+    changing = steps.model_copy(update={"steps": weights})
+    return planned(network_of(locate(model)), changing, dtype, device, form)

@@ -20,8 +20,9 @@ no weight gradient through a block that is off for a sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import ClassVar, Literal
 
 import torch
@@ -32,7 +33,7 @@ from modicum.diffusion.gates import GatedNetwork, Gates
 from modicum.errors import UnusableData
 from modicum.method import Context, ModelMethod, Paper
 from modicum.models import Anatomy
-from modicum.models.depth import GroupSetting, as_groups, keep_blocks, ungate
+from modicum.models.depth import GroupSetting, as_groups, keep_blocks, spans, ungate
 from modicum.trainer import (
     Batch,
     Group,
@@ -87,6 +88,16 @@ class TinyFusion(ModelMethod):
     def samples_read(self) -> int:
         """The samples of all steps."""
         return self.steps * self.batch
+
+    def blocks_kept(self, stacks: Sequence[int]) -> tuple[int, ...]:
+        """What the groups keep; every group lies in one stack."""
+        groups = as_groups(self.groups, *stacks)
+        starts = [span.start for span in spans(groups)]
+        ranges = [range(end - of, end) for end, of in zip(accumulate(stacks), stacks, strict=True)]
+        return tuple(
+            sum(keep for start, (keep, _) in zip(starts, groups, strict=True) if start in stack)
+            for stack in ranges
+        )
 
     def transform(self, anatomy: Anatomy, context: Context) -> Anatomy:
         """The model without the blocks that the learned mask switches off; its weights are the original ones.

@@ -56,6 +56,10 @@ class Recovery(ModelMethod):
         """The samples of all steps."""
         return self.steps * self.batch
 
+    def blocks_kept(self, stacks: Sequence[int]) -> tuple[int, ...]:
+        """All: training changes no shape."""
+        return tuple(stacks)
+
     @abstractmethod
     def loss(
         self, anatomy: Anatomy, taps: Sequence[nn.Module], objective: Objective, context: Context

@@ -47,6 +47,10 @@ class LayerPlan:
     before: int
     after: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Name, role, shape, steps and bytes as plain JSON values."""
+        return {k: getattr(self, k) for k in ("name", "role", "shape", "steps", "before", "after")}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -83,18 +87,8 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
         plain = {k: v for k, v in vars(self).items() if k not in ("layers", "skipped", "live")}
-        layers = [
-            {
-                "name": p.name,
-                "role": p.role,
-                "shape": p.shape,
-                "steps": p.steps,
-                "before": p.before,
-                "after": p.after,
-            }
-            for p in self.layers
-        ]
-        return {**plain, "layers": layers, "skipped": [{"name": n, "reason": r} for n, r in self.skipped]}
+        skipped = [{"name": name, "reason": reason} for name, reason in self.skipped]
+        return {**plain, "layers": [layer.to_dict() for layer in self.layers], "skipped": skipped}
 
 
 def layer_steps(recipe: Recipe) -> tuple[LayerMethod, ...]:
@@ -106,8 +100,8 @@ def layer_steps(recipe: Recipe) -> tuple[LayerMethod, ...]:
     for step in recipe.steps:
         if not isinstance(step, LayerMethod):
             raise RecipeConflict(
-                f"{step.name} does not work layer by layer; what it leaves is known when it has run.",
-                "Plan the layer steps alone.",
+                f"{step.name} does not work layer by layer.",
+                "modicum.compress carries out all kinds of steps.",
             )
     return tuple(step for step in recipe.steps if isinstance(step, LayerMethod))
 
@@ -136,7 +130,7 @@ def make_plan(
     if not live:
         raise InvalidSetting("The recipe touches no layer of this model.", "Widen `only`, or narrow `skip`.")
     layers = tuple(
-        _layer_plan(steps, layer, source.dtype) for layer in source.anatomy.layers() if layer.name in live
+        layer_plan(steps, layer, source.dtype) for layer in source.anatomy.layers() if layer.name in live
     )
     form = storage_format(source.model, layers, wanted, source.irregular is not None)
     before = source.shards.nbytes()
@@ -162,7 +156,8 @@ def make_plan(
     )
 
 
-def _layer_plan(steps: Sequence[LayerMethod], layer: Layer, dtype: torch.dtype) -> LayerPlan:
+def layer_plan(steps: Sequence[LayerMethod], layer: Layer, dtype: torch.dtype) -> LayerPlan:
+    """What the steps that touch a layer (at least one) make of it, when it is stored in `dtype`."""
     touched_by = touching(steps, layer)
     weight = _meta(layer, dtype)
     form = [step.expected_form(weight) for step in touched_by][-1]  # all: each may refuse the shape

@@ -53,13 +53,17 @@ class ScoredDepth(DepthMethod):
         """The calibration samples."""
         return self.samples
 
-    def count(self, anatomy: Anatomy) -> int:
-        """How many blocks stay.
+    def blocks_kept(self, stacks: Sequence[int]) -> tuple[int, ...] | None:
+        """All of them from a single stack; calibration decides between several."""
+        count = self.count(sum(stacks))
+        return (count,) if len(stacks) == 1 else None
+
+    def count(self, depth: int) -> int:
+        """How many of `depth` blocks stay.
 
         Raises:
             InvalidSetting: more than there are.
         """
-        depth = len(anatomy.blocks)
         keep = self.keep if self.keep is not None else max(depth // 2, 1)
         if keep > depth:
             raise InvalidSetting(

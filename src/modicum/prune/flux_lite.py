@@ -28,7 +28,7 @@ class FluxLite(ScoredDepth):
 
     def choose(self, anatomy: Anatomy, context: Context) -> tuple[Sequence[int], dict[str, Any]]:
         """The blocks of the largest distance."""
-        count = self.count(anatomy)
+        count = self.count(len(anatomy.blocks))
         objective, asked = self.ask(anatomy, context)
         scores = influence(anatomy, (partial(objective.answer, anatomy.model, q) for q in asked)).distance
         return highest(scores, count), {"distance": [float(f"{value:.6g}") for value in scores.tolist()]}

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from modicum.errors import InvalidSetting
 from modicum.method import Context, Paper
 from modicum.models import Anatomy
+from modicum.models.depth import split
 from modicum.prune.depth import DepthMethod
 
 
@@ -26,16 +27,24 @@ class Oracle(DepthMethod):
         "BK-SDM: A Lightweight, Fast, and Cheap Version of Stable Diffusion", "ECCV 2024", "2305.15798"
     )
 
+    def blocks_kept(self, stacks: Sequence[int]) -> tuple[int, ...]:
+        """Half of them."""
+        return tuple(map(len, split(self.indices(sum(stacks)), stacks)))
+
     def choose(self, anatomy: Anatomy, context: Context) -> tuple[Sequence[int], dict[str, Any]]:
-        """One of each pair.
+        """One of each pair."""
+        return self.indices(len(anatomy.blocks)), {}
+
+    def indices(self, depth: int) -> list[int]:
+        """The blocks of `depth` that stay.
 
         Raises:
             InvalidSetting: the depth is odd.
         """
-        pairs, odd = divmod(len(anatomy.blocks), 2)
+        pairs, odd = divmod(depth, 2)
         if odd:
             raise InvalidSetting(
-                f"{self.name} halves the depth, and the model has {len(anatomy.blocks)} blocks.",
+                f"{self.name} halves the depth, and the model has {depth} blocks.",
                 "Name the blocks with prune.blocks.",
             )
-        return [2 * pair + (pair >= (pairs + 1) // 2) for pair in range(pairs)], {}
+        return [2 * pair + (pair >= (pairs + 1) // 2) for pair in range(pairs)]

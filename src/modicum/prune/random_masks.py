@@ -28,7 +28,8 @@ class RandomMasks(ScoredDepth):
 
     def choose(self, anatomy: Anatomy, context: Context) -> tuple[Sequence[int], dict[str, Any]]:
         """The choice whose loss has the wanted rank."""
-        count, depth = self.count(anatomy), len(anatomy.blocks)
+        depth = len(anatomy.blocks)
+        count = self.count(depth)
         objective, asked = self.ask(anatomy, context)
         order = torch.rand(self.masks, depth, generator=context.generator).argsort(1)
         masks = torch.zeros(self.masks, depth).scatter_(1, order[:, :count], 1.0).unique(dim=0)

@@ -27,7 +27,8 @@ class Sensitivity(ScoredDepth):
 
     def choose(self, anatomy: Anatomy, context: Context) -> tuple[Sequence[int], dict[str, Any]]:
         """The blocks whose removal costs most."""
-        count, depth = self.count(anatomy), len(anatomy.blocks)
+        depth = len(anatomy.blocks)
+        count = self.count(depth)
         objective, asked = self.ask(anatomy, context)
         masks = torch.cat((torch.ones(1, depth), 1 - torch.eye(depth)))  # [1 + blocks, blocks]
         losses = masked_losses(anatomy, objective, asked, masks)

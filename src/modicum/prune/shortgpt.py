@@ -44,7 +44,7 @@ class ShortGPT(ScoredDepth):
 
     def choose(self, anatomy: Anatomy, context: Context) -> tuple[Sequence[int], dict[str, Any]]:
         """The blocks of the highest influence."""
-        count = self.count(anatomy)
+        count = self.count(len(anatomy.blocks))
         objective, asked = self.ask(anatomy, context)
         if self.as_compared:
             asked = [_clean(question) for question in asked]

@@ -2,7 +2,7 @@
 
 from modicum.models.depth.gating import GatedBlock, gate, ungate
 from modicum.models.depth.groups import Groups, GroupSetting, as_groups, candidates, last_of_groups, spans
-from modicum.models.depth.removal import keep_blocks, split
+from modicum.models.depth.removal import check_kept, keep_blocks, split
 
 __all__ = [
     "GatedBlock",
@@ -10,6 +10,7 @@ __all__ = [
     "Groups",
     "as_groups",
     "candidates",
+    "check_kept",
     "gate",
     "keep_blocks",
     "last_of_groups",
