@@ -1,10 +1,11 @@
 """Models whose layers differ in width, heads or experts: what config.json cannot say, found and put back.
 
 A config has one intermediate size and one number of heads for all layers. A structured method leaves layers of
-different sizes, and biases where the architecture has none, which the weights themselves show: the difference between
-a model and the regular model of its config is a list of parameter shapes and of a few integers (heads per group, number
-of experts). `differences` finds both, whatever method made them; `reshape` gives them to a freshly built model, before its weights are read; `check`
-holds them against the stored tensors, because modicum.json may be damaged and a wrong size must not be allocated.
+different sizes, and biases where the architecture has none, which the weights themselves show: the difference
+between a model and the regular model of its config is a list of parameter shapes and of a few integers (heads per
+group, number of experts). `differences` finds both, whatever method made them; `reshape` gives them to a freshly
+built model, before its weights are read; `check` holds them against the stored tensors, because modicum.json may be
+damaged and a wrong size must not be allocated.
 """
 
 from __future__ import annotations

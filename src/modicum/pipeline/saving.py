@@ -163,7 +163,9 @@ def _tensors(model: Any, regular: nn.Module, forms: dict[str, WeightForm]) -> di
     """Everything to store, under the names that a checkpoint of this architecture has."""
     names = [name for name, _ in stored_tensors(regular) if name.rpartition(".")[0] not in forms]
     dense = {name: tensor_at(model, regular, name).detach() for name in names}
-    dense |= {n: bias.detach() for n, bias in added_biases(model, regular) if n.rpartition(".")[0] not in forms}
+    dense |= {
+        n: bias.detach() for n, bias in added_biases(model, regular) if n.rpartition(".")[0] not in forms
+    }
     _check_tied(model, regular, dense)
     for name, tensor in dense.items():
         if tensor.is_meta:
