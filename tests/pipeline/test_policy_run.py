@@ -28,7 +28,7 @@ from modicum.errors import (
 )
 from modicum.formats.manifest import Manifest
 from modicum.formats.policies import FILE, Policies
-from modicum.models.dit import DiT, DiTConfig
+from modicum.models.dit import DiT, DiTConfig, save_diffusers
 from modicum.models.dit import save as save_dit
 from modicum.pipeline.policy_run import PolicyRun
 from modicum.pipeline.run import Silent
@@ -93,6 +93,26 @@ class TestWhatIsWritten:
         weights = load_file(tmp_path / "a" / "model.safetensors")
         assert (weights["blocks.0.ffn.fc1.weight"] == 0).float().mean() == pytest.approx(0.5, abs=0.01)
         assert modicum.saved_policies(tmp_path / "a").described() == ("cache.full",)
+
+    @pytest.mark.parametrize("pipeline", [True, False])
+    def test_a_directory_of_diffusers(self, pipeline: bool, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        sizes = DiTConfig(input_size=4, hidden_size=16, depth=4, num_heads=2, num_classes=10)
+        original = tmp_path / "original"
+        if pipeline:
+            original.mkdir()
+            (original / "model_index.json").write_text("{}")
+        weights = save_diffusers(DiT(sizes), original / "transformer" if pipeline else original)
+        modicum.compress(original, FORA(interval=2), out=tmp_path / "cached")
+        modicum.compress(original, [Blocks(keep=(0, 2)), FORA(interval=2)], out=tmp_path / "small")
+        for name, depth in (("cached", 4), ("small", 2)):
+            model: Any = modicum.load(tmp_path / name)
+            assert model.config.depth == depth
+            assert modicum.saved_policies(tmp_path / name).described() == ("diffusion.fora interval=2",)
+        (found,) = weights.glob("*.safetensors")
+        assert (tmp_path / "cached" / found.name).read_bytes() == found.read_bytes()
+        with pytest.raises(UnsupportedModel, match=r"original is a dit model"):
+            modicum.compress(original, Full(), out=tmp_path / "a")
 
     def test_a_killed_run_ends_with_the_same_bytes(
         self, dit: Path, made: Path, tmp_path: Path, toolbox: Any
