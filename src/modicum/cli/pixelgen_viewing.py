@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -36,6 +36,10 @@ Download = Annotated[
     bool, typer.Option("--download", help="Fetch models of others that are not on this machine.")
 ]
 Recordings = Annotated[Path, typer.Option("--recordings", help="Folder for what is recorded.")]
+Recording = Annotated[
+    Literal["mp4", "gif"] | None,
+    typer.Option("--recording", help="How it is recorded; MP4 where PyAV is installed, else GIF."),
+]
 
 
 def add_to(group: typer.Typer) -> None:
@@ -67,6 +71,7 @@ def demo(
     port: Port = PORT,
     token: Token = None,
     recordings: Recordings = RECORDINGS,
+    recording: Recording = None,
     seconds: Seconds = None,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,
@@ -92,6 +97,7 @@ def demo(
         download=download,
         device=device,
         recordings=recordings,
+        recording=recording,
         seed=seed,
     )
     screen, guard = console(quiet, as_json), Guard(host, secret(token))
@@ -102,6 +108,13 @@ def demo(
 def view(
     node: Annotated[str, typer.Option("--node", help="The node that may speak: ID or ID:KEYFILE.")] = "1",
     listen: Annotated[str, typer.Option("--listen", help="HOST:PORT to hear.")] = "127.0.0.1:5005",
+    serial: Annotated[
+        Path | None, typer.Option("--serial", help="Serial line of the node, read as well.")
+    ] = None,
+    baud: Annotated[int, typer.Option("--baud", help="Speed of the serial line.")] = 115_200,
+    columns: Annotated[
+        bool, typer.Option("--columns", help="The node sends columns without headers.")
+    ] = False,
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.01, help="Seconds of silence that end a frame.")
     ] = 1.0,
@@ -113,14 +126,16 @@ def view(
     port: Port = PORT,
     token: Token = None,
     recordings: Recordings = RECORDINGS,
+    recording: Recording = None,
     seconds: Seconds = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
     """Be the gateway of a node and show its frames in a browser; Ctrl-C ends it."""
     import asyncio
+    from contextlib import nullcontext
 
-    from modicum.apps.pixelgen.gateway import Gateway
+    from modicum.apps.pixelgen.gateway import Gateway, reading
     from modicum.apps.pixelgen.generator import open_generator
     from modicum.apps.pixelgen.radio.links import address
     from modicum.apps.pixelgen.viewer.broadcast import Broadcast
@@ -131,16 +146,23 @@ def view(
     from modicum.cli.console import console
     from modicum.cli.pixelgen_options import known_nodes, secret
 
-    screen, guard = console(quiet, as_json), Guard(host, secret(token))
-    heard, gateway = address(listen), Gateway(known_nodes([node], columns=False), timeout)
+    screen, guard, known = console(quiet, as_json), Guard(host, secret(token)), known_nodes([node], columns)
+    heard, gateway = address(listen), Gateway(known, timeout)
     opened = open_generator(generator, device=device, segmenter=segmenter, download=download)
     painter = Painter(opened, generator)
-    broadcast = Broadcast(painter, Recorder(recordings), gateway.clock)
+    broadcast = Broadcast(painter, Recorder(recordings, recording), gateway.clock)
+
+    (id_,) = known
+    places = f"{listen} and {serial}" if serial else listen
 
     def ready(page: str) -> None:
-        screen.print(f"open {page}  hearing node {node.partition(':')[0]} at {listen}")
+        screen.print(f"open {page}  hearing node {id_} at {places}")
 
-    asyncio.run(show(gateway, broadcast, guard, listen=heard, port=port, seconds=seconds, ready=ready))
+    async def run() -> None:
+        async with reading(gateway, id_, serial, baud) if serial else nullcontext():
+            await show(gateway, broadcast, guard, listen=heard, port=port, seconds=seconds, ready=ready)
+
+    asyncio.run(run())
     _finished(broadcast, quiet, as_json)
 
 

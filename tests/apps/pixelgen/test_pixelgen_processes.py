@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import pty
 import signal
 import socket
 import subprocess
-import sys
-import termios
-import threading
 import time
-import tty
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,29 +28,6 @@ from modicum.errors import DeviceUnavailable
 
 Picture = NDArray[np.uint8]
 SMALL = ["--mode", "qqvga4"]
-
-
-@pytest.fixture
-def scene(tmp_path: Path, photo: Picture) -> Path:
-    Image.fromarray(photo).save(tmp_path / "scene.png")
-    return tmp_path / "scene.png"
-
-
-@pytest.fixture
-def started() -> Iterator[Any]:
-    """`started(...)` runs `modicum pixelgen ...`; what still runs at the end is killed."""
-    running: list[subprocess.Popen[str]] = []
-
-    def start(*arguments: object) -> subprocess.Popen[str]:
-        line = [sys.executable, "-m", "modicum", "pixelgen", *map(str, arguments)]
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        running.append(subprocess.Popen(line, **pipes))
-        return running[-1]
-
-    yield start
-    for process in running:
-        process.kill()
-        process.communicate()
 
 
 def free_port() -> int:
@@ -123,35 +93,6 @@ def test_nodes_and_a_gateway_that_is_killed_and_restarted(scene: Path, tmp_path:
     assert pixels.shape == (122, 162)
     assert np.asarray(Image.open(after / f"{whole['name']}-mask.png")).min() == 255
     assert abs(pixels.mean() - 60) < 20
-
-
-@pytest.fixture
-def wire() -> Iterator[tuple[str, str]]:
-    """Names of two serial lines that are connected: pseudo-terminals with a thread between their masters."""
-    ends = [pty.openpty() for _ in range(2)]
-    for _, slave in ends:
-        tty.setraw(slave)
-    (left, _), (right, _) = ends
-    stop = threading.Event()
-
-    def carry() -> None:
-        os.set_blocking(left, False)
-        while not stop.is_set():
-            try:
-                os.write(right, os.read(left, 4096))
-            except BlockingIOError:
-                time.sleep(0.001)
-
-    thread = threading.Thread(target=carry)
-    thread.start()
-    yield os.ttyname(ends[0][1]), os.ttyname(ends[1][1])
-    stop.set()
-    for _, slave in ends:  # lets a write that waits go on
-        termios.tcflush(slave, termios.TCIFLUSH)
-    thread.join(5)
-    for end in ends:
-        for descriptor in end:
-            os.close(descriptor)
 
 
 def test_text_over_a_serial_line(scene: Path, tmp_path: Path, started: Any, wire: tuple[str, str]) -> None:

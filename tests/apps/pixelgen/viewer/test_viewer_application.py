@@ -6,6 +6,7 @@ import json
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,10 @@ from modicum.apps.pixelgen.viewer.application import application
 from modicum.apps.pixelgen.viewer.broadcast import FRESH, Broadcast
 from modicum.apps.pixelgen.viewer.guard import Guard, is_loopback
 from modicum.apps.pixelgen.viewer.painting import Painted
+from modicum.apps.pixelgen.viewer.recording import Kind, Recorder
 from modicum.errors import InvalidSetting
+
+from .films import times
 
 Frames = Callable[..., CompletedFrame]
 HERE, THERE = "http://127.0.0.1:8005", "http://camera.example:8005"
@@ -136,15 +140,21 @@ def test_the_newest_frame_wins_while_one_is_painted(broadcast: Broadcast, comple
     assert broadcast.skipped == 48
 
 
-def test_recording_over_the_web(client: TestClient, broadcast: Broadcast, completed: Frames) -> None:
-    assert client.get("/recording.gif").status_code == 404
-    assert client.post("/recording", json={"on": True}).json() == {"on": True, "frames": 0}
-    publish(broadcast, completed(0), completed(1, 1.0))
-    assert client.post("/recording", json={"on": False}).json() == {"on": False, "frames": 2}
-    film = client.get("/recording.gif")
-    assert film.headers["content-type"] == "image/gif"
-    assert Image.open(io.BytesIO(film.content)).n_frames == 2  # type: ignore[attr-defined]
-    assert client.post("/recording", json={"on": "maybe"}).status_code == 422
+@pytest.mark.parametrize("kind", ["mp4", "gif"])
+def test_recording_over_the_web(broadcast: Broadcast, completed: Frames, tmp_path: Path, kind: Kind) -> None:
+    broadcast.recorder = Recorder(tmp_path / "films", kind)
+    with TestClient(application(broadcast, Guard()), HERE) as client:
+        assert client.get("/recording").status_code == 404
+        assert client.post("/recording", json={"on": True}).json() == {"on": True, "frames": 0, "kind": kind}
+        publish(broadcast, completed(0), completed(1, 1.0))
+        stopped = client.post("/recording", json={"on": False}).json()
+        assert stopped == {"on": False, "frames": 2, "kind": kind}
+        film = client.get("/recording")
+        assert film.headers["content-type"] == {"mp4": "video/mp4", "gif": "image/gif"}[kind]
+        assert f".{kind}" in film.headers["content-disposition"]
+        (tmp_path / f"fetched.{kind}").write_bytes(film.content)
+        assert len(times(tmp_path / f"fetched.{kind}")) == 2
+        assert client.post("/recording", json={"on": "maybe"}).status_code == 422
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "camera.example", ""])
@@ -178,7 +188,7 @@ def test_a_token_opens_the_door_once_and_for_all(broadcast: Broadcast, completed
     app = application(broadcast, Guard("0.0.0.0", TOKEN.encode()))
     publish(broadcast, completed(4, clock()))
     with TestClient(app, THERE) as client:
-        for path in ("/", "/static/app.js", "/recording.gif", "/?token=wrong", "/?token="):
+        for path in ("/", "/static/app.js", "/recording", "/?token=wrong", "/?token="):
             assert client.get(path).status_code == 403
         with pytest.raises(WebSocketDisconnect), client.websocket_connect(VIEWS_THERE):
             pass

@@ -19,7 +19,7 @@ from modicum.apps.pixelgen.radio.links import Udp
 from modicum.apps.pixelgen.viewer.broadcast import Broadcast
 from modicum.apps.pixelgen.viewer.guard import Guard
 from modicum.apps.pixelgen.viewer.painting import Painter
-from modicum.apps.pixelgen.viewer.recording import Recorder
+from modicum.apps.pixelgen.viewer.recording import Kind, Recorder
 from modicum.apps.pixelgen.viewer.serving import show
 from modicum.errors import UnusableData
 
@@ -43,6 +43,7 @@ class Stage(BaseModel):
     download: bool = Field(False, description="fetch models of others")
     device: str = Field("cpu", description="where it paints")
     recordings: Path = Field(RECORDINGS, description="folder for recordings")
+    recording: Kind | None = Field(None, description="what they are; MP4 where it can be encoded by default")
     seed: int = Field(0, ge=0, description="of scene, noise, losses and colours")
 
 
@@ -75,7 +76,7 @@ async def play(
         seed=stage.seed,
     )
     gateway = Gateway({ID: KnownNode()}, TIMEOUT)
-    broadcast = Broadcast(painter, Recorder(stage.recordings), gateway.clock)
+    broadcast = Broadcast(painter, Recorder(stage.recordings, stage.recording), gateway.clock)
     node = _node(stage, shore)
 
     async def sender(host: str, udp: int) -> None:

@@ -68,7 +68,7 @@ def spun(pixels: NDArray, spin: int = 1) -> NDArray:
     views = (pixels.T, pixels[:, ::-1], pixels.T[::-1, ::-1], pixels[::-1])
     if spin not in range(len(views)):
         raise InvalidSetting(f"Spin {spin} is none of 0, 1, 2, 3.", "1 shows the picture upright.")
-    return views[spin]
+    return np.ascontiguousarray(views[spin])  # torch takes no array that runs backwards
 
 
 def read_published(text: bytes, spin: int = 1) -> Bytes:

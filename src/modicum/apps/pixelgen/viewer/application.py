@@ -21,6 +21,7 @@ from modicum.apps.pixelgen.viewer.guard import COOKIE, Guard
 STATIC = Path(__file__).with_name("static")
 POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"
 HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+FILMS = {".mp4": "video/mp4", ".gif": "image/gif"}
 FORBIDDEN, NOT_FOUND, POLICY_VIOLATION = 403, 404, 1008
 
 
@@ -52,12 +53,13 @@ def application(broadcast: Broadcast, guard: Guard) -> Guarded:
         (broadcast.recorder.start if on else broadcast.recorder.stop)()
         return broadcast.recorder.state()
 
-    @app.get("/recording.gif")
+    @app.get("/recording")
     def recording() -> Response:
         file = broadcast.recorder.joined()
         if file is None:
             raise HTTPException(NOT_FOUND, "Nothing has been recorded yet.")
-        return FileResponse(file, media_type="image/gif", filename=f"{file.parent.name}.gif")
+        name, kind = f"{file.parent.name}{file.suffix}", FILMS[file.suffix]
+        return FileResponse(file, media_type=kind, filename=name, headers={"Cache-Control": "no-store"})
 
     return Guarded(app, guard)
 

@@ -1,36 +1,50 @@
-"""Recordings as GIF, in segments that stay playable whatever happens.
+"""Recordings that stay playable whatever happens, as MP4 (`mp4.py`) or GIF (`gif.py`).
 
-A GIF is complete only when it is closed, and a program can be killed before. So a recording is a folder of short GIFs:
-after every frame the newest segment is written anew beside the old one and put in its place in one move. What is lost
-by a kill is the frame that was being written. `joined` makes one file of them.
+Every recording is a folder of its own. Every frame of it holds all three pictures and says which colours are
+generated, so that it cannot be passed on without that.
 
-    recording-20260102-030405/000.gif    12 frames
-                              001.gif    ...
-
-Every frame holds all three pictures and says which colours are generated.
+    recording-20260102-030405/film.mp4
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from modicum.apps.pixelgen.viewer.gif import Gif
+from modicum.apps.pixelgen.viewer.mp4 import Mp4, can_encode
 from modicum.apps.pixelgen.viewer.painting import Painted
+from modicum.errors import MissingExtra
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SEGMENT = 12
+Kind = Literal["mp4", "gif"]
 LONGEST = 600
 """Frames of a recording; then it ends by itself."""
 CAPTION = "as received   |   generated colour   |   generated colour, readings and sound drawn in"
-SHORTEST_MS, LONGEST_MS = 80, 3000
+CAPTION_HEIGHT = 18
+SHORTEST_MS, LONGEST_MS, FIRST_MS = 80, 3000, 1000
+
+
+class Film(Protocol):
+    """Takes the frames of one recording; what it was given before can be played after a kill."""
+
+    def add(self, image: Image.Image, gap: int) -> None:
+        """One more frame, `gap` milliseconds after the one before."""
+
+    def close(self) -> None:
+        """End it."""
+
+    def files(self) -> list[Path]:
+        """What is written, in order."""
+
+    def joined(self) -> Path | None:
+        """All of it as one file for any player; None as long as there is nothing."""
 
 
 class Recorder:
@@ -38,13 +52,19 @@ class Recorder:
 
     Args:
         folder: where recordings go; made when the first one begins.
+        kind: of the files; MP4 where it can be encoded by default, else GIF.
+
+    Raises:
+        MissingExtra: MP4 is asked for and cannot be encoded.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: Kind | None = None) -> None:
+        if kind == "mp4" and not can_encode():
+            raise MissingExtra.of("av", "video", "Recording MP4")
         self.folder = folder
-        self._run: Path | None = None
+        self.kind: Kind = kind or ("mp4" if can_encode() else "gif")
+        self._film: Film | None = None
         self._on, self._frames = False, 0
-        self._segment: list[tuple[Image.Image, int]] = []
         self._last: float | None = None
         self._lock = threading.Lock()
 
@@ -52,47 +72,45 @@ class Recorder:
         """Begin a recording; goes on if one is running."""
         with self._lock:
             if not self._on:
-                self._run = self._new_run()
-                self._on, self._frames, self._segment, self._last = True, 0, [], None
+                run = self._new_run()
+                self._film = Mp4(run) if self.kind == "mp4" else Gif(run)
+                self._on, self._frames, self._last = True, 0, None
 
     def stop(self) -> None:
         """End it; what is written stays."""
         with self._lock:
-            self._on, self._segment = False, []
+            self._end()
 
     def state(self) -> dict[str, Any]:
-        """Whether it is on, and how many frames the newest recording has."""
+        """Whether it is on, how many frames the newest recording has, and of what kind it is."""
         with self._lock:
-            return {"on": self._on, "frames": self._frames}
+            return {"on": self._on, "frames": self._frames, "kind": self.kind}
 
     def add(self, painted: Painted) -> None:
         """One more frame, if it is on."""
         with self._lock:
-            if not self._on or self._run is None:
+            if not self._on or self._film is None:
                 return
-            if len(self._segment) == SEGMENT:
-                self._segment = []
             now, last = painted.frame.time, self._last
-            shown = int(np.clip(1000 * (now - last if last is not None else 1), SHORTEST_MS, LONGEST_MS))
-            self._segment.append((strip(painted), shown))
-            _write(self._run / f"{self._frames // SEGMENT:03}.gif", self._segment)
+            gap = FIRST_MS if last is None else int(np.clip(1000 * (now - last), SHORTEST_MS, LONGEST_MS))
+            self._film.add(strip(painted), gap)
             self._frames, self._last = self._frames + 1, now
-            self._on = self._frames < LONGEST
+            if self._frames == LONGEST:
+                self._end()
 
-    def segments(self) -> list[Path]:
+    def files(self) -> list[Path]:
         """Files of the newest recording, in order."""
-        return sorted(self._run.glob("[0-9]*.gif")) if self._run else []
+        return self._film.files() if self._film else []
 
     def joined(self) -> Path | None:
         """The newest recording as one file; None if nothing has been recorded."""
-        files = self.segments()
-        if not files or self._run is None:
-            return None
-        whole = self._run / "whole.gif"
-        frames = _frames(files)
-        first = next(frames)
-        _save(whole, first, frames, [shown for _, shown in _durations(files)])
-        return whole
+        with self._lock:
+            return self._film.joined() if self._film else None
+
+    def _end(self) -> None:
+        self._on = False
+        if self._film:
+            self._film.close()
 
     def _new_run(self) -> Path:
         name = time.strftime("recording-%Y%m%d-%H%M%S")
@@ -110,38 +128,7 @@ def strip(painted: Painted) -> Image.Image:
 
     pictures = np.concatenate((painted.raw, painted.generated, painted.overlay), axis=1)
     font = ImageFont.load_default(11)
-    whole = Image.new("RGB", (pictures.shape[1], pictures.shape[0] + 18), (13, 16, 20))
+    whole = Image.new("RGB", (pictures.shape[1], pictures.shape[0] + CAPTION_HEIGHT), (13, 16, 20))
     whole.paste(Image.fromarray(pictures))
     ImageDraw.Draw(whole).text((6, pictures.shape[0] + 2), CAPTION, (200, 206, 214), font)
-    return whole.quantize(128)
-
-
-def _write(path: Path, segment: list[tuple[Image.Image, int]]) -> None:
-    images = [image for image, _ in segment]
-    _save(path, images[0], iter(images[1:]), [shown for _, shown in segment])
-
-
-def _save(path: Path, first: Image.Image, others: Iterator[Image.Image], shown: list[int]) -> None:
-    """Write beside, then move: a reader finds the old file or the new one."""
-    beside = path.with_suffix(".part")
-    with beside.open("wb") as file:
-        first.save(file, "GIF", save_all=True, append_images=others, duration=shown, loop=0)
-    os.replace(beside, path)
-
-
-def _frames(files: list[Path]) -> Iterator[Image.Image]:
-    from PIL import Image, ImageSequence
-
-    for file in files:
-        with Image.open(file) as film:
-            for frame in ImageSequence.Iterator(film):
-                yield frame.convert("RGB").quantize(128)
-
-
-def _durations(files: list[Path]) -> Iterator[tuple[Path, int]]:
-    from PIL import Image, ImageSequence
-
-    for file in files:
-        with Image.open(file) as film:
-            for frame in ImageSequence.Iterator(film):
-                yield file, int(frame.info["duration"])
+    return whole

@@ -63,6 +63,7 @@ async def show(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            broadcast.recorder.stop()  # the last frame is written
 
 
 @asynccontextmanager
@@ -105,12 +106,13 @@ def page_address(guard: Guard, port: int) -> str:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket that is bound already, so that a port that is taken is known at once."""
+    """A socket that listens already: a port that is taken is known at once, and who connects at once waits."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         line = socket.socket(family, socket.SOCK_STREAM)
         line.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         line.bind(address)
+        line.listen()
     except OSError as error:
         raise DeviceUnavailable(
             f"{host}:{port} cannot be served at: {error.strerror}.", "Choose another --port."

@@ -138,10 +138,11 @@ function showStatus() {
 
 // --- controls
 
-function showRecording({ on, frames }) {
+function showRecording({ on, frames, kind }) {
   $("record").setAttribute("aria-pressed", String(on));
   $("record").querySelector("span").textContent = on ? `Stop (${frames})` : "Record";
   $("download").hidden = !frames;
+  $("download").textContent = `Save ${kind.toUpperCase()}`;
 }
 
 async function record() {
