@@ -71,7 +71,7 @@ def test_the_figures_of_the_defaults() -> None:
 
 def test_colour_cameras_cost_several_times_as_much() -> None:
     mono = MODEL.frame(79_056)
-    for camera, sensor in zip(RGB_CAMERAS, (4e-3, 9.33e-3), strict=True):
+    for camera, sensor in zip(RGB_CAMERAS, (4e-3, 8.33e-3), strict=True):
         colour = MODEL.rgb_frame(camera)
         assert colour.packets == 2519
         assert colour.air_seconds == pytest.approx(6.2, abs=0.05)

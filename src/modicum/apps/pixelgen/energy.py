@@ -8,7 +8,8 @@ takes 1 us:
     preamble 1 | access address 4 | header 2 | L2CAP 4 | ATT 3 | payload up to 244 | CRC 3     2,088 us
     150 us pause, empty acknowledgement 80 us, 150 us pause                                     2,468 us in all
 
-On the 2M PHY a bit takes half as long and the preamble has two bytes: 1,048 and 1,392 us. Not in the model: losses of
+On the 2M PHY a bit takes half as long and the preamble has two bytes: 1,048 and 1,392 us. (L2CAP, ATT and payload are
+251 bytes together, the most that a data packet holds since Bluetooth 4.2.) Not in the model: losses of
 the regulator, retransmissions, connection upkeep, wake-up times, the ageing of a cell. The original's own power figures
 are not public; the constants are data-sheet values, each with its source, and all can be overridden.
 """
@@ -97,16 +98,22 @@ class RgbCamera(BaseModel):
 
 RGB_CAMERAS = (
     RgbCamera(
-        name="OV7670", watts=0.060, frames_per_second=15, source="data sheet: 60 mW active, VGA, 15 fps"
+        name="OV7670",
+        watts=0.060,
+        frames_per_second=15,
+        source="data sheet: 60 mW active, as quoted by Arducam; the 15 fps to be verified",
     ),
     RgbCamera(
-        name="OV2640", watts=0.140, frames_per_second=15, source="data sheet: 125 to 140 mW active, 15 fps"
+        name="OV2640",
+        watts=0.125,
+        frames_per_second=15,
+        source="data sheet: 125 mW active, as quoted by Arducam; the 15 fps to be verified",
     ),
 )
 
 
 class EnergyModel(BaseModel):
-    """The constants, and what follows from them. Data-sheet values from memory are marked "to be verified"."""
+    """The constants, and what follows from them. Whatever was not found in a document is "to be verified"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -114,20 +121,32 @@ class EnergyModel(BaseModel):
     transmit_current: float = constant(3e-3, "A", "Apollo3 Blue at 0 dBm, data sheet, to be verified")
     receive_current: float = constant(3e-3, "A", "Apollo3 Blue receiving, data sheet, to be verified")
     processor_current_per_hertz: float = constant(
-        6e-12, "A/Hz", "Apollo3: 6 uA/MHz, data sheet, to be verified"
+        6e-12, "A/Hz", "Apollo3: 6 uA/MHz, SparkFun's Artemis guides; at burst clock to be verified"
     )
     processor_hertz: float = constant(96e6, "Hz", "burst clock while a frame is read, published firmware")
-    sleep_current: float = constant(18e-6, "A", "module in deep sleep, vendor's guide, to be verified")
-    camera_power: float = constant(2e-3, "W", "HM01B0: under 2 mW at QVGA, data sheet, to be verified")
+    sleep_current: float = constant(
+        18e-6, "A", "Artemis in deep sleep: about 18 uA, SparkFun's OpenLog Artemis guide"
+    )
+    camera_power: float = constant(
+        2e-3, "W", "HM01B0: under 2 mW at QVGA and 30 fps, Arduino's Vision Shield guide; an upper bound"
+    )
     camera_seconds: float = constant(0.2, "s", "5 frames per second, published register script")
-    climate_charge: float = constant(3.6e-6, "C", "BME280: 3.6 uA at one reading per second, to be verified")
-    light_current: float = constant(120e-6, "A", "BH1750 while measuring, data sheet, to be verified")
-    light_seconds: float = constant(0.136, "s", "BH1750: coarse 16 ms, then fine 120 ms, published firmware")
-    microphone_current: float = constant(0.6e-3, "A", "PDM microphone, data sheet, to be verified")
+    climate_charge: float = constant(
+        3.6e-6, "C", "BME280: 3.6 uA at one reading per second, Bosch BST-BME280-DS002, revision 1.6"
+    )
+    light_current: float = constant(
+        120e-6, "A", "BH1750FVI: 120 uA typical, 190 at most, ROHM technical note 2009.04, revision B"
+    )
+    light_seconds: float = constant(
+        0.136, "s", "BH1750: coarse 16 ms, then fine 120 ms, published firmware and ROHM technical note"
+    )
+    microphone_current: float = constant(
+        0.6e-3, "A", "a PDM microphone; which one is not published, to be verified"
+    )
     microphone_seconds: float = constant(
         0.0, "s", "time of listening per frame; 4096 samples at 3,989 Hz are 1.03 s"
     )
-    cell_charge: float = constant(810.0, "C", "CR2032: 225 mAh nominal, typical data sheet, to be verified")
+    cell_charge: float = constant(810.0, "C", "CR2032: 225 mAh nominal, no data sheet read, to be verified")
     cell_voltage: float = constant(3.0, "V", "CR2032 nominal")
     phy: Phy = Field("1M", description="BLE physical layer")
 
