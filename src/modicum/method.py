@@ -1,4 +1,4 @@
-"""What a method is: three verbs, the declaration of what it needs, keeps and gives, and the registry.
+"""What a method is: four verbs, the declaration of what it needs, keeps and gives, and the registry.
 
 A method is one published technique in one file: a frozen pydantic model whose fields are its settings (defaults as
 published) and which implements one verb:
@@ -6,6 +6,7 @@ published) and which implements one verb:
 * `LayerMethod.compress` changes one weight matrix at a time. The sweep over blocks, the calibration, the memory and
   the resume belong to the pipeline.
 * `ModelMethod.transform` changes the structure, or trains.
+* `StorageMethod.encode` changes how weights are stored, and no bit of them.
 * `RuntimeMethod.fit` leaves a `Policy` attached that changes how the model runs.
 
 A method registers itself by being imported: the file `prune/wanda.py` holds `class Wanda`, whose name is
@@ -224,6 +225,38 @@ class ModelMethod(Method):
     @abstractmethod
     def transform(self, anatomy: Anatomy, context: Context) -> Anatomy:
         """The anatomy of the changed model."""
+
+
+@dataclass(frozen=True)
+class Coding:
+    """Weights as a storage method writes them.
+
+    Attributes:
+        tensors: what to store, by name; empty if the weights are to be stored as they are.
+        bound: bits per weight below which no code for single bytes can get.
+        raw: why they are to be stored as they are.
+    """
+
+    tensors: Mapping[str, Tensor]
+    bound: float
+    raw: str = ""
+
+
+class StorageMethod(Method):
+    """A method that changes how weights are stored and nothing else: every bit comes back.
+
+    It is the last step that changes what is on disk, so it keeps every property.
+    """
+
+    keeps = (Property,)
+
+    @abstractmethod
+    def groups(self, anatomy: Anatomy) -> dict[str, tuple[str, ...]]:
+        """Which parameters are coded together: by the module that their arrays are named after."""
+
+    @abstractmethod
+    def encode(self, tensors: Sequence[Tensor]) -> Coding:
+        """The weights of one group (on a CPU, of one dtype, in the order of the group). A pure function."""
 
 
 class Policy(ABC):

@@ -142,7 +142,12 @@ def compress(
 def _compress_loaded(
     model: nn.Module, recipe: Recipe, data: Batches | Samples | None, options: dict[str, Any]
 ) -> None:
-    whole, layers, runtime = split_steps(recipe.steps)
+    whole, layers, storage, runtime = split_steps(recipe.steps)
+    if storage:
+        raise RecipeConflict(
+            f"{storage[0].name} codes files, and this model is in memory.",
+            "Save it with modicum.save, and compress the directory.",
+        )
     if runtime:
         raise RecipeConflict(
             f"{runtime[0].name} leaves a policy and no other weights.",

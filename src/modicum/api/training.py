@@ -72,7 +72,7 @@ def prepare_whole(
 
 def _samples_read(directory: Path, recipe: Recipe) -> int:
     """How many samples the steps of a recipe read; layers of models that draw classes are calibrated on some too."""
-    whole, layers, _ = split_steps(recipe.steps)
+    whole, layers, *_ = split_steps(recipe.steps)
     counts = [step.samples_read() for step in whole]
     if class_kind(directory) and any(step.statistics() or step.inputs() for step in layers):
         counts.append(recipe.calibration.samples)

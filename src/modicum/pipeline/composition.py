@@ -13,7 +13,7 @@ from itertools import pairwise, permutations
 from typing import NamedTuple
 
 from modicum.errors import RecipeConflict
-from modicum.method import LayerMethod, Method, ModelMethod, RuntimeMethod
+from modicum.method import LayerMethod, Method, ModelMethod, RuntimeMethod, StorageMethod
 from modicum.weights.properties import Property
 
 LONGEST_REORDERED = 6
@@ -25,11 +25,13 @@ class Split(NamedTuple):
     Attributes:
         whole: over the whole model.
         layers: layer by layer.
+        storage: how the result is stored; one at most.
         runtime: how the model runs; fitted to what the others left.
     """
 
     whole: tuple[ModelMethod, ...]
     layers: tuple[LayerMethod, ...]
+    storage: tuple[StorageMethod, ...]
     runtime: tuple[RuntimeMethod, ...]
 
     @property
@@ -37,19 +39,26 @@ class Split(NamedTuple):
         """The steps that change weights."""
         return (*self.whole, *self.layers)
 
+    @property
+    def written(self) -> tuple[Method, ...]:
+        """The steps that change what is on disk."""
+        return (*self.weights, *self.storage)
+
 
 KINDS = {
     ModelMethod: "works on the whole model",
     LayerMethod: "works layer by layer",
+    StorageMethod: "codes the finished weights",
     RuntimeMethod: "is fitted to the finished model",
 }
 
 
 def split_steps(steps: Sequence[Method]) -> Split:
-    """The steps of a recipe by kind: those over the whole model, then layer by layer, then how the model runs.
+    """The steps of a recipe by kind: over the whole model, layer by layer, how it is stored, how the model runs.
 
     Raises:
-        RecipeConflict: they come in another order, or two of them decide the same about how a model runs.
+        RecipeConflict: they come in another order, two of them code the weights, or two of them decide the same about
+            how a model runs.
     """
     kinds = tuple(KINDS)
     places = [next(place for place, kind in enumerate(kinds) if isinstance(step, kind)) for step in steps]
@@ -60,11 +69,17 @@ def split_steps(steps: Sequence[Method]) -> Split:
                 f"{second} {KINDS[kinds[then]]} and cannot follow {first}, which {KINDS[kinds[place]]}.",
                 f"Put {second} before {first}.",
             )
+    storage = tuple(step for step in steps if isinstance(step, StorageMethod))
+    if len(storage) > 1:
+        raise RecipeConflict(
+            f"{storage[0].name} and {storage[1].name} both code the weights.", "Leave one of them out."
+        )
     runtime = tuple(step for step in steps if isinstance(step, RuntimeMethod))
     _check_decisions(runtime)
     return Split(
         tuple(step for step in steps if isinstance(step, ModelMethod)),
         tuple(step for step in steps if isinstance(step, LayerMethod)),
+        storage,
         runtime,
     )
 

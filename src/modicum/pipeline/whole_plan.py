@@ -93,7 +93,7 @@ def make_whole_plan(
         RecipeConflict: steps that cannot follow each other.
         InvalidSetting: blocks that are not there are to stay, nothing is touched, or the format cannot store it.
     """
-    whole, layers, _ = split_steps(recipe.steps)
+    whole, layers, *_ = split_steps(recipe.steps)
     live_properties(recipe.steps)
     if layers and length is None:
         check_format(wanted)

@@ -74,7 +74,7 @@ class WholeRun:
     progress: Progress = field(default_factory=Silent)
 
     def __post_init__(self) -> None:
-        self.whole, self.layers, _ = split_steps(self.recipe.steps)
+        self.whole, self.layers, *_ = split_steps(self.recipe.steps)
         live_properties(self.recipe.steps)
         if self.layers and class_kind(self.directory):
             check_format(self.form)

@@ -71,6 +71,10 @@ def compress(
             f"{split.runtime[0].name} is attached to a model that runs, and a generator's files hold none.",
             "Leave it out; fewer painting steps save more (see benchmarks/RESULTS.md).",
         )
+    if split.storage:
+        raise RecipeConflict(
+            f"{split.storage[0].name} codes a checkpoint, and a generator is none.", "Leave it out."
+        )
     live_properties(split.weights)
     network = generator.network
     objective, data = Painting(network.config), Pictures(pictures)

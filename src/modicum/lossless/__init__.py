@@ -1,0 +1,1 @@
+"""Codes that make weights smaller and give back every bit."""
