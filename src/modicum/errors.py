@@ -107,6 +107,12 @@ class OutOfSpace(ModicumError):
     exit_code = 3
 
 
+class WorkerLost(ModicumError):
+    """A process of a search that ended before its work was done: killed, or out of memory."""
+
+    exit_code = 3
+
+
 class Interrupted(ModicumError):
     """The user stopped a run; the same command resumes it."""
 

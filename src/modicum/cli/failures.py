@@ -18,7 +18,7 @@ from modicum.errors import Interrupted, InvalidSetting, ModicumError
 UsageError: Any = typer.BadParameter.__base__
 """What typer raises for arguments that it cannot read; it has no public name."""
 
-RESUMABLE = ("compress", "demo", "recover")
+RESUMABLE = ("compress", "demo", "recover", "search")
 
 
 def explain(app: Callable[..., Any], arguments: Sequence[str]) -> int:

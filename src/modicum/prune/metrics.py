@@ -10,7 +10,7 @@ Trees that Pruner-Zero published mean other things by the same letters: W is |W|
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,18 @@ from torch import Tensor
 
 from modicum.calibrate.statistics import Statistics
 from modicum.errors import ModicumError
-from modicum.symbolic import Node, Rules, Type, apply, complaint, from_nested, full_tensors, parse, symbol
+from modicum.symbolic import (
+    Node,
+    Rules,
+    Type,
+    apply,
+    complaint,
+    evaluate,
+    from_nested,
+    full_tensors,
+    parse,
+    symbol,
+)
 
 METRICS = {
     "magnitude": "abs(W)",
@@ -77,6 +88,24 @@ def inputs_of(node: Node, weight: Tensor, statistics: Statistics) -> dict[str, T
     """Values of the letters that occur: W and G [out, in], X [in]."""
     read = {name: _READ[name](statistics) for name in node.inputs if name in _READ}
     return {"W": weight, **read}
+
+
+def scores_of(node: Node, inputs: Mapping[str, Tensor], weight: Tensor) -> Tensor | None:
+    """The score of every weight, [out, in]: its magnitude where the formula gives all of them one value.
+
+    Args:
+        node: the formula.
+        inputs: values of its letters.
+        weight: [out, in].
+
+    Returns:
+        None if the formula gives NaN or infinity.
+    """
+    scores = evaluate(node, inputs)
+    if not isinstance(scores, Tensor):
+        return None
+    low, high = torch.aminmax(scores)
+    return weight.float().abs() if low == high else scores.expand(weight.shape)
 
 
 def score_bytes(node: Node, weight: Tensor) -> int:

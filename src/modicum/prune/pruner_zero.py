@@ -14,7 +14,7 @@ from modicum.kernels.selection import prune_lowest
 from modicum.method import LayerMethod, Paper, Target
 from modicum.prune import metrics
 from modicum.prune.pattern import Pattern, expected_form, masked_form, workspace
-from modicum.symbolic import Node, evaluate
+from modicum.symbolic import Node
 from modicum.weights.base import WeightForm
 from modicum.weights.properties import NMPattern, Property, ZeroMask
 
@@ -85,16 +85,14 @@ class PrunerZero(LayerMethod):
             InvalidSetting: it is NaN or infinite somewhere.
         """
         node = self._expression
-        scores = evaluate(node, metrics.inputs_of(node, target.weight, statistics))
-        if not isinstance(scores, Tensor):
+        inputs = metrics.inputs_of(node, target.weight, statistics)
+        scores = metrics.scores_of(node, inputs, target.weight)
+        if scores is None:
             raise InvalidSetting(
                 f"At {target.name} the formula {node} gives NaN or infinity.",
                 "Scale its parts, or leave it out.",
             )
-        low, high = torch.aminmax(scores)
-        if low == high:
-            return target.weight.float().abs()
-        return scores.expand(target.weight.shape)
+        return scores
 
     def _per_row(self, matrix: Tensor) -> int:
         return int(self.sparsity * matrix.shape[1])
