@@ -199,7 +199,10 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ["convert", "VAR/model.safetensors", "--out", "y"],
         ("no DiT, SiT or MAR", "--vae"),
     ),
-    "plan": (["plan", "MAR", "--method", "quantize.rtn"], ("draws classes", "modicum compress")),
+    "plan": (
+        ["plan", "MAR", "--method", "quantize.rtn", "--format", "compressed-tensors"],
+        ("this one is modicum's own", "--format modicum"),
+    ),
     "step cache": (
         ["generate", "MAR", "--step-cache", "fora", "--vae", "VAE", "--out", "x.png"],
         ("no diffusion transformer",),
