@@ -34,8 +34,8 @@ from modicum.pipeline.recipe import parse
 
 RESULTS = Path(__file__).parent / "results" / "width_pruning.json"
 SEARCH = {
-    "samples": 64, "length": 128, "windows": 16, "generations": 8, "population": 24, "top": 12, "mutations": 14,
-    "crossovers": 6,
+    "samples": 32, "length": 128, "windows": 8, "generations": 4, "population": 16, "top": 8, "mutations": 10,
+    "crossovers": 4, "finalists": 3,
 }  # fmt: skip
 METHODS: dict[str, dict[str, Any] | None] = {
     "random": None,

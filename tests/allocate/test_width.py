@@ -93,7 +93,8 @@ def space(units: list[Cuttable], ratio: float = 0.3) -> WidthSpace:
 def test_what_is_bred_has_the_size(ratio: float, seed: int, units: list[Cuttable]) -> None:
     place, chance = space(units, ratio), generator(seed)
     one, other = place.random(chance), place.random(chance)
-    for candidate in (one, other, place.mutated(one, chance), place.crossed(one, other, chance)):
+    begun = place.sized([unit.count for unit in units])
+    for candidate in (one, other, begun, place.mutated(one, chance), place.crossed(one, other, chance)):
         assert place.legal(candidate)
         kept = sum(int(mask.sum()) * unit.size for mask, unit in zip(candidate, units, strict=True))
         assert 0.98 * place.size <= kept <= place.size

@@ -48,12 +48,11 @@ class WidthSpace:
 
     def random(self, generator: torch.Generator) -> Candidate:
         """Counts drawn evenly, and the most important groups."""
-        counts = [self._count(index, generator) for index in range(len(self.units))]
-        return self._fitted([most_important(i, n) for i, n in zip(self.importance, counts, strict=True)])
+        return self.sized([self._count(index, generator) for index in range(len(self.units))])
 
-    def even(self, shares: Sequence[int]) -> Candidate:
-        """The most important groups, as many of each unit as `shares` says."""
-        return tuple(most_important(i, n) for i, n in zip(self.importance, shares, strict=True))
+    def sized(self, counts: Sequence[int]) -> Candidate:
+        """The most important groups, about as many of each unit as `counts` says, in a candidate of the size."""
+        return self._fitted([most_important(i, n) for i, n in zip(self.importance, counts, strict=True)])
 
     def mutated(self, parent: Candidate, generator: torch.Generator) -> Candidate:
         """Some counts drawn anew, some masks with a few groups swapped."""

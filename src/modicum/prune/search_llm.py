@@ -113,7 +113,7 @@ class SearchLLM(WidthMethod):
             gone = even(space.units, self.budget(list(space.units)))
         except InvalidSetting:
             return []
-        return [space.even([unit.count - gone[unit] for unit in space.units])]
+        return [space.sized([unit.count - gone[unit] for unit in space.units])]
 
     def _identity(self, anatomy: Anatomy, question: Question) -> dict[str, Any]:
         """Everything that a candidate's loss depends on."""
