@@ -25,6 +25,7 @@ PAGES = (
     "docs/getting-started.md",
     "docs/recipes.md",
     "docs/images.md",
+    "docs/pixelgen.md",
     "docs/runs.md",
     "docs/errors.md",
 )
