@@ -173,11 +173,15 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
             assert page.says("document.querySelector('[data-layer=overlay]').ariaPressed") == "true"
             page.says("document.getElementById('record').click()")
             page.until("document.getElementById('download').innerText === 'Save MP4'")
+            page.until("/Stop .([3-9]|[1-9][0-9])./.test(document.getElementById('record').innerText)")
             named = (
                 "[...document.querySelectorAll('img')].every((i) => i.alt && (i.naturalWidth || i.hidden))"
             )
             page.until(named)
             assert page.says("document.getElementById('immersive').disabled")  # flat, as there is no headset
+            page.says("const s = document.getElementById('split'); s.value = 100; s.oninput({ target: s })")
+            cut = "getComputedStyle(document.querySelector('.side.right')).clipPath"
+            assert page.says(cut) == "inset(0px 0px 0px 100%)"  # names no colour where none is shown
             page.open(page.says("location.href"), width=390, height=844)
             page.until("document.getElementById('status').textContent === 'live'")
             assert page.says("document.documentElement.scrollWidth") <= 390
@@ -186,6 +190,11 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
             demo.send_signal(signal.SIGKILL)
             page.until("document.getElementById('status').textContent.startsWith('connection lost')")
             assert page.says("document.getElementById('wipe').hasAttribute('data-empty')")
+            assert page.says("document.getElementById('record').disabled")
+            assert page.says("document.getElementById('record').innerText") == "Record"
+            assert page.says("document.getElementById('download').hidden")
+            badge = "getComputedStyle(document.getElementById('badge')).visibility"
+            assert page.says(badge) == "hidden"  # of a picture that is gone
             assert [c for c in page.complaints if "ERR_CONNECTION" not in c] == []
     finally:
         demo.kill()

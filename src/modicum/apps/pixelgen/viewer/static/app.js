@@ -42,7 +42,6 @@ function choose(button) {
   layer = button.dataset.layer;
   for (const other of document.querySelectorAll("[data-layer]"))
     other.setAttribute("aria-pressed", String(other === button));
-  $("wipe-name").textContent = layer === "overlay" ? "generated colour, overlay" : "generated colour";
   $("wipe-right").alt = layer === "overlay" ? "Generated picture with readings and sound" : "Generated picture";
   showWipe();
   if (theatre && urls[layer]) theatre.show(urls[layer]);
@@ -120,7 +119,11 @@ function shown(known, pictures) {
 
 function changed(open) {
   connected = open;
-  if (!open) forget();
+  $("record").disabled = !open;
+  if (!open) {
+    forget();
+    showRecording({ on: false, frames: 0 });
+  }
   showStatus();
 }
 
@@ -138,7 +141,7 @@ function showStatus() {
 
 // --- controls
 
-function showRecording({ on, frames, kind }) {
+function showRecording({ on, frames, kind = "" }) {
   $("record").setAttribute("aria-pressed", String(on));
   $("record").querySelector("span").textContent = on ? `Stop (${frames})` : "Record";
   $("download").hidden = !frames;
