@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from modicum.pipeline.policy_run import PolicyRun
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress, Run, Silent, check_device
 from modicum.pipeline.source import Source
+from modicum.pipeline.storage_run import StorageRun
 from modicum.pipeline.whole_plan import WholePlan
 from modicum.pipeline.whole_run import WholeRun
 from modicum.trainer.objective import Objective
@@ -62,7 +64,7 @@ def prepare(
     overwrite: bool = False,
     offload: bool = False,
     progress: Progress | None = None,
-) -> Run | WholeRun | PolicyRun:
+) -> Run | WholeRun | StorageRun | PolicyRun:
     """A run that is planned and checked but not begun: `run.plan` says what it will do, `run.execute()` does it.
 
     Args:
@@ -82,7 +84,9 @@ def prepare(
     whole = as_recipe(recipe)
     told = progress or Silent()
 
-    def changing_weights(steps: Recipe, where: Path, replacing: bool = False) -> Run | WholeRun:
+    def changing_weights(
+        steps: Recipe, where: Path, replacing: bool = False, form: Format = form
+    ) -> Run | WholeRun:
         if split_steps(steps.steps).whole or class_kind(locate(model)):
             return prepare_whole(
                 model, steps, where, data=_samples(data), dtype=dtype, device=device, form=form,
@@ -95,10 +99,16 @@ def prepare(
         tokens = data if data is not None else layer_windows(source, steps)
         return Run(source, steps, where, tokens, form, replacing, offload, told)
 
+    def written(steps: Recipe, where: Path, replacing: bool = False) -> Run | WholeRun | StorageRun:
+        if not split_steps(steps.steps).storage:
+            return changing_weights(steps, where, replacing)
+        dense = partial(changing_weights, form="plain")
+        return StorageRun(locate(model), steps, where, dense, replacing, told)
+
     if not split_steps(whole.steps).runtime:
-        return changing_weights(whole, Path(out), overwrite)
+        return written(whole, Path(out), overwrite)
     return PolicyRun(
-        locate(model), whole, Path(out), changing_weights, fitting_batches, dtype, device, overwrite, told
+        locate(model), whole, Path(out), written, fitting_batches, dtype, device, overwrite, told
     )
 
 

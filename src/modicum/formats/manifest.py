@@ -11,6 +11,7 @@
      "shapes": {PARAMETER: [..]},          parameters whose shape differs from what config.json implies
      "attributes": {MODULE.ATTRIBUTE: n},  integers that a module needs to work with such shapes
      "promises": {NAME: [..]},             properties that hold for a layer
+     "coded": {...},                       how weights are coded without loss (`modicum.formats.coded`)
      "notes": {METHOD: {...}},             what steps over the whole model found out (kept blocks, confidence)
      "files": {FILE: sha256}}
 """
@@ -44,6 +45,7 @@ class Manifest(BaseModel):
     shapes: dict[str, list[int]] = {}
     attributes: dict[str, int] = {}
     promises: dict[str, list[str]] = {}
+    coded: dict[str, Any] = {}
     notes: dict[str, dict[str, Any]] = {}
     files: dict[str, str] = {}
 

@@ -8,6 +8,7 @@ cannot be exchanged (convolutions, expert slices) give way to the original modul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from modicum.errors import CheckpointError
+from modicum.formats.coded import CodedShards, Layout
+from modicum.formats.coded_models import install, start
 from modicum.formats.experts import ExpertStore
 from modicum.formats.irregular import check, located, reshape, submodule
 from modicum.formats.manifest import FORMAT, Manifest
 from modicum.formats.shards import Shards
 from modicum.models.storage import storage_of
 from modicum.weights.base import WeightForm, from_spec
+from modicum.weights.coded import Group
 
 METHOD = "modicum"
 # transformers only warns of a quantizer that it does not know, and opens the model with random weights. This entry
@@ -51,7 +55,12 @@ class ModicumQuantizer(HfQuantizer):
     """Puts forms and irregular shapes in place before transformers reads the weights."""
 
     requires_calibration = False
-    is_trainable = False
+    groups: Sequence[Group] = ()
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether adapters on top can be trained: codes are decoded again for a backward pass, forms are not."""
+        return bool(self.groups)
 
     def is_serializable(self) -> bool:
         """Forms are written by modicum's checkpoint writer, not by `save_pretrained`."""
@@ -79,10 +88,30 @@ class ModicumQuantizer(HfQuantizer):
         reshape(model, manifest)
         self.originals = install_forms(model, manifest)
         check(model, manifest, Shards(directory))
+        self.groups = _install_coded(model, manifest, directory)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         expand_stored(model, self.originals, self.dtype)
+        if self.groups:
+            start(model, self.groups, self.dtype)
         return model
+
+
+def _install_coded(model: nn.Module, manifest: Manifest, directory: Path) -> list[Group]:
+    """Stand-ins for the weights that are coded without loss.
+
+    Raises:
+        CheckpointError: they cannot run as they are stored.
+    """
+    layout = Layout.of(manifest)
+    if layout is None:
+        return []
+    if layout.method != "lossless.dfloat11":
+        raise CheckpointError(
+            f"{directory} is compressed for storage ({layout.method}), and no model runs from it.",
+            "Open it with modicum.load, or write the original with modicum export --plain.",
+        )
+    return install(model, layout, CodedShards(directory, layout).stored.tensors)
 
 
 def install_forms(model: nn.Module, manifest: Manifest) -> dict[str, nn.Module]:

@@ -34,7 +34,7 @@ class BytePlanes(StorageMethod):
         return {name: (name,) for name, tensor in anatomy.model.named_parameters() if tensor.dim() >= 2}
 
     def encode(self, tensors: Sequence[Tensor]) -> Coding:
-        (weight,) = tensors
+        weight = torch.cat([tensor.reshape(-1) for tensor in tensors])
         if weight.dtype not in DTYPES:
             return Coding({}, 0.0, f"weights of {weight.dtype} have no planes")
         least = bound(tensors)

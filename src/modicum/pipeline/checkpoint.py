@@ -115,7 +115,7 @@ def finish(workspace: Workspace, source: Source, plan: Plan, header: dict[str, A
     if image_kind(source.directory):
         copy_beside(source.directory, root)
     else:
-        _copy_companions(source.directory, root)
+        copy_companions(source.directory, root)
     write_json(root / "config.json", output_config(source, plan))
     if not (root / "shards.json").exists() and not list(root.glob("model*.safetensors")):
         workspace.write_rest({name: source.read(name) for name in _outside_tensors(source)}, plan.blocks)
@@ -143,7 +143,8 @@ def _outside_tensors(source: Source) -> list[str]:
     return sorted({part.name for name in source.outside() for part in source.names.sources(name)})
 
 
-def _copy_companions(directory: Path, root: Path) -> None:
+def copy_companions(directory: Path, root: Path) -> None:
+    """Copy the tokenizer and the other files that belong to a language model."""
     for name in COMPANIONS:
         if (directory / name).is_file():
             shutil.copyfile(directory / name, root / name)

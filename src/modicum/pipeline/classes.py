@@ -15,6 +15,7 @@ import torch
 
 from modicum.data.samples import Samples
 from modicum.errors import InvalidSetting
+from modicum.formats.dfloat11 import open_shards
 from modicum.formats.manifest import Manifest
 from modicum.formats.shards import Shards
 from modicum.formats.stored_forms import dense_tensors, read_forms
@@ -45,9 +46,9 @@ def load_classes(directory: Path, dtype: torch.dtype | None = None, device: str 
     """
     dtype = dtype or torch.float32
     manifest = Manifest.present(directory)
-    if manifest is None or not manifest.forms():
+    if manifest is None or not (manifest.forms() or manifest.coded):
         return load_class_model(directory, dtype, device)
-    shards = Shards(directory)
+    shards = open_shards(directory)
     forms = read_forms(manifest, shards)
     model = load_class_model(directory, dtype, device, dense_tensors(forms, shards))
     for name, form in forms.items():

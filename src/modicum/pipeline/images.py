@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from modicum.errors import CheckpointError
+from modicum.formats.dfloat11 import open_shards
 from modicum.formats.manifest import Manifest
-from modicum.formats.shards import Shards
 from modicum.formats.stored_forms import dense_tensors, read_forms
 from modicum.models.image_models import Kind, load_image_model, transformer_of
 from modicum.models.next_scale import NextScaleModel
@@ -34,7 +34,7 @@ def image_skeleton(directory: Path, kind: Kind, dtype: torch.dtype) -> nn.Module
         CheckpointError: it is compressed already.
     """
     manifest = Manifest.present(directory)
-    if manifest is not None and manifest.forms():
+    if manifest is not None and (manifest.forms() or manifest.coded):
         raise CheckpointError(
             f"{directory} is compressed already.", "Compress the original, with all steps in one recipe."
         )
@@ -69,7 +69,7 @@ def load_images(
     manifest = Manifest.present(directory)
     if manifest is None:
         return load_image_model(directory, kind, dtype, device, text_encoder)
-    shards = Shards(directory)
+    shards = open_shards(directory)
     forms = read_forms(manifest, shards)
     model = load_image_model(directory, kind, dtype, device, text_encoder, dense_tensors(forms, shards))
     for name, form in forms.items():

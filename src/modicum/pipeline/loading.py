@@ -16,10 +16,13 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from modicum.errors import CheckpointError, ModicumError, UnsupportedModel
+from modicum.formats.coded import Layout
+from modicum.formats.dfloat11 import is_published
 from modicum.formats.manifest import Manifest
 from modicum.formats.native import ModicumConfig
 from modicum.formats.shards import Shards
 from modicum.models.image_models import image_kind
+from modicum.pipeline.coded import load_coded
 from modicum.pipeline.source import check_sizes, read_config
 
 
@@ -34,6 +37,8 @@ def load_model(directory: Path, dtype: torch.dtype | None = None, device: str = 
     Raises:
         CheckpointError: files are missing, corrupt, or do not fit together.
     """
+    if is_published(directory) or Layout.of(Manifest.present(directory)) is not None:
+        return load_coded(directory, dtype, device)
     config = read_config(directory)
     # What is damaged is named here, before transformers stumbles over it.
     check_sizes(config, Shards(directory), directory)

@@ -32,6 +32,7 @@ from modicum.pipeline.composition import split_steps
 from modicum.pipeline.images import load_images
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress, Run, Silent, provenance
+from modicum.pipeline.storage_run import StorageRun
 from modicum.pipeline.whole_run import WholeRun
 from modicum.pipeline.workspace import RUN, Workspace
 from modicum.trainer import is_first
@@ -49,7 +50,7 @@ class PolicyRun:
         directory: of the original.
         recipe: all steps.
         out: the directory to write; must not exist.
-        weights: makes the run of the steps that change weights, for the directory that it is to write.
+        weights: makes the run of the steps that change what is on disk, for the directory that it is to write.
         batches: what steps that measure draw.
         dtype: compute dtype while policies are fitted; float32 by default.
         device: where that happens.
@@ -65,7 +66,7 @@ class PolicyRun:
     directory: Path
     recipe: Recipe
     out: Path
-    weights: Callable[[Recipe, Path], Run | WholeRun]
+    weights: Callable[[Recipe, Path], Run | WholeRun | StorageRun]
     batches: Batches = lambda model: []
     dtype: torch.dtype | None = None
     device: str = "cpu"
@@ -79,8 +80,8 @@ class PolicyRun:
         self.shards = Shards(network_of(self.directory))
         scratch = self.out.resolve()
         self.made = scratch.with_name(f"{scratch.name}.partial") / "blocks" / "weights" / self.directory.name
-        changing = self.recipe.model_copy(update={"steps": steps.weights})
-        self.before = self.weights(changing, self.made) if steps.weights else None
+        changing = self.recipe.model_copy(update={"steps": steps.written})
+        self.before = self.weights(changing, self.made) if steps.written else None
 
     @property
     def weights_before(self) -> int:

@@ -77,7 +77,7 @@ def save_model(
     )
     tensors = _tensors(model, regular, forms)
     check_space(directory, sum(tensor.nbytes for tensor in tensors.values()))
-    with _published(directory) as root:
+    with published(directory) as root:
         _write_companions(root, model, tokenizer)
         write_json(root / "config.json", _config_json(config, model, bool(forms or shapes or attributes)))
         written.files = {name: file_hash(root / name) for name in _write_shards(root, tensors)}
@@ -222,7 +222,7 @@ def _write_shards(root: Path, tensors: dict[str, Tensor]) -> list[str]:
 
 
 @contextmanager
-def _published(directory: Path) -> Iterator[Path]:
+def published(directory: Path) -> Iterator[Path]:
     """A new directory to write into, which takes the place of `directory` when all went well."""
     root = directory.with_name(f".{directory.name}.{os.getpid()}.saving")
     try:

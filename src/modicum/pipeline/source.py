@@ -197,7 +197,7 @@ def _irregular(config: Any, directory: Path) -> Manifest | None:
         return None
     method = quantizer.get("quant_method")
     manifest = Manifest.read(directory) if method == METHOD else None
-    if manifest is None or manifest.forms():
+    if manifest is None or manifest.forms() or manifest.coded:
         raise CheckpointError(
             f"{directory} is compressed already ({method}).",
             "Compress the original, with all steps in one recipe.",

@@ -44,7 +44,7 @@ def open_whole(directory: Path, device: str = "cpu") -> Any:
         UnsupportedModel: a next-scale model, whose pixels lie in other files.
     """
     manifest = Manifest.present(directory)
-    if manifest is not None and manifest.forms():
+    if manifest is not None and (manifest.forms() or manifest.coded):
         raise CheckpointError(
             f"{directory} holds compressed weights, which cannot be trained.",
             "Begin with the original, and put steps over the whole model first.",
