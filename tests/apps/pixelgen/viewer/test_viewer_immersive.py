@@ -35,7 +35,9 @@ READ = """(() => {
   const text = btoa([...pixels].map((b) => String.fromCharCode(b)).join(""));
   return { width, height, error: drawn.getError(), pixels: text };
 })()"""
-SMALL = {"width": 640, "height": 360}
+SHOWN = f"(() => new Set(atob({READ}.pixels)).size > 64)()"
+SMALL = {"width": 960, "height": 480}
+MADE = np.array((233, 184, 114))  # the colour in which generated colour is called so
 
 
 def eyes(page: Page) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -61,12 +63,14 @@ def test_both_eyes_see_the_picture_in_depth(tmp_path: Path, started: Any) -> Non
         page.until("!document.getElementById('immersive').disabled")
         page.says("document.getElementById('immersive').click()")
         page.until("!!headset.activeSession && !!window.drawn")
-        page.until(f"(() => {{ const r = {READ}; return new Set(atob(r.pixels)).size > 64; }})()")
+        page.until(SHOWN)
 
         left, right = eyes(page)
         for eye in (left, right):
             assert eye.std() > 10  # a picture
             assert np.ptp(eye, axis=-1).max() > 30  # in colour
+            lower_right = eye[eye.shape[0] // 2 :, eye.shape[1] // 2 :]
+            assert (np.abs(lower_right - MADE).max(-1) < 40).sum() > 30  # which says that it is generated
         assert np.abs(left - right).mean() > 1
         page.says("headset.ipd = 0")
         page.says("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
@@ -77,9 +81,12 @@ def test_both_eyes_see_the_picture_in_depth(tmp_path: Path, started: Any) -> Non
         page.says("headset.activeSession.end()")
         page.until("!headset.activeSession")
         page.says("document.getElementById('immersive').click()")  # and once more
-        page.until("!!headset.activeSession")
-        page.says("headset.activeSession.end()")
-        assert page.says("document.getElementById('status').textContent") == "live"
+        page.until(f"!!headset.activeSession && {SHOWN}")
         assert page.complaints == []
-    demo.send_signal(signal.SIGINT)
-    demo.wait(30)
+        demo.send_signal(signal.SIGINT)
+        demo.wait(30)
+        page.until("document.getElementById('status').textContent.startsWith('connection lost')")
+        page.says("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert np.ptp(eyes(page)[0], axis=(0, 1)).max() == 0  # nothing old is left in front of the wearer
+        page.says("headset.activeSession.end()")
+        page.until("!headset.activeSession")

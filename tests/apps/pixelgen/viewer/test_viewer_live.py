@@ -6,11 +6,11 @@ import asyncio
 import json
 import signal
 import socket
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -142,7 +142,7 @@ def test_addresses() -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser is installed")
-def test_the_page_in_a_browser(tmp_path: Path) -> None:
+def test_the_page_in_a_browser(tmp_path: Path, started: Any) -> None:
     line = [
         "demo",
         "--port",
@@ -154,50 +154,47 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         "--recordings",
         str(tmp_path / "films"),
     ]
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "modicum", "pixelgen", *line], stdout=subprocess.PIPE, text=True
-    )
-    assert demo.stdout is not None
-    try:
-        with browser(tmp_path / "profile") as page:
-            page.open(demo.stdout.readline().removeprefix("open ").strip())
-            page.until("document.getElementById('status').textContent === 'live'")
-            page.says("document.getElementById('split').focus()")
-            for _ in range(3):
-                page.press("ArrowRight", 39)
-            assert page.says("document.getElementById('split').value") == "53"
-            wiped = "getComputedStyle(document.getElementById('wipe')).getPropertyValue('--split')"
-            assert page.says(wiped) == "53%"
-            page.says("document.querySelector('[data-layer=overlay]').click()")
-            page.until("document.getElementById('provenance').textContent.includes('sound')")
-            assert page.says("document.querySelector('[data-layer=overlay]').ariaPressed") == "true"
-            page.says("document.getElementById('record').click()")
-            page.until("document.getElementById('download').innerText === 'Save MP4'")
-            page.until("/Stop .([3-9]|[1-9][0-9])./.test(document.getElementById('record').innerText)")
-            named = (
-                "[...document.querySelectorAll('img')].every((i) => i.alt && (i.naturalWidth || i.hidden))"
-            )
-            page.until(named)
-            assert page.says("document.getElementById('immersive').disabled")  # flat, as there is no headset
-            page.says("const s = document.getElementById('split'); s.value = 100; s.oninput({ target: s })")
-            cut = "getComputedStyle(document.querySelector('.side.right')).clipPath"
-            assert page.says(cut) == "inset(0px 0px 0px 100%)"  # names no colour where none is shown
-            page.open(page.says("location.href"), width=390, height=844)
-            page.until("document.getElementById('status').textContent === 'live'")
-            assert page.says("document.documentElement.scrollWidth") <= 390
-            page.shoot(tmp_path / "phone.png")
-            assert Image.open(tmp_path / "phone.png").width == 390
-            demo.send_signal(signal.SIGKILL)
-            page.until("document.getElementById('status').textContent.startsWith('connection lost')")
-            assert page.says("document.getElementById('wipe').hasAttribute('data-empty')")
-            assert page.says("document.getElementById('record').disabled")
-            assert page.says("document.getElementById('record').innerText") == "Record"
-            assert page.says("document.getElementById('download').hidden")
-            badge = "getComputedStyle(document.getElementById('badge')).visibility"
-            assert page.says(badge) == "hidden"  # of a picture that is gone
-            assert [c for c in page.complaints if "ERR_CONNECTION" not in c] == []
-    finally:
-        demo.kill()
-        demo.communicate()
+    demo = started(*line)
+    with browser(tmp_path / "profile") as page:
+        page.open(demo.stdout.readline().removeprefix("open ").strip())
+        page.until("document.getElementById('status').textContent === 'live'")
+        page.says("document.getElementById('split').focus()")
+        for _ in range(3):
+            page.press("ArrowRight", 39)
+        assert page.says("document.getElementById('split').value") == "53"
+        wiped = "getComputedStyle(document.getElementById('wipe')).getPropertyValue('--split')"
+        assert page.says(wiped) == "53%"
+        page.says("document.querySelector('[data-layer=overlay]').click()")
+        page.until("document.getElementById('provenance').textContent.includes('sound')")
+        assert page.says("document.querySelector('[data-layer=overlay]').ariaPressed") == "true"
+        page.says("document.getElementById('record').click()")
+        page.until("document.getElementById('download').innerText === 'Save MP4'")
+        page.until("/Stop .([3-9]|[1-9][0-9])./.test(document.getElementById('record').innerText)")
+        named = "[...document.querySelectorAll('img')].every((i) => i.alt && (i.naturalWidth || i.hidden))"
+        page.until(named)
+        assert page.says("document.getElementById('immersive').disabled")  # flat, as there is no headset
+        page.says("const s = document.getElementById('split'); s.value = 100; s.oninput({ target: s })")
+        cut = "getComputedStyle(document.querySelector('.side.right')).clipPath"
+        assert page.says(cut) == "inset(0px 0px 0px 100%)"  # names no colour where none is shown
+        page.open(page.says("location.href"), width=390, height=844)
+        page.until("document.getElementById('status').textContent === 'live'")
+        assert page.says("document.documentElement.scrollWidth") <= 390
+        page.shoot(tmp_path / "phone.png")
+        assert Image.open(tmp_path / "phone.png").width == 390
+        demo.send_signal(signal.SIGKILL)
+        page.until("document.getElementById('status').textContent.startsWith('connection lost')")
+        assert page.says("document.getElementById('wipe').hasAttribute('data-empty')")
+        assert page.says("document.getElementById('record').disabled")
+        assert page.says("document.getElementById('record').innerText") == "Record"
+        assert page.says("document.getElementById('download').hidden")
+        badge = "getComputedStyle(document.getElementById('badge')).visibility"
+        assert page.says(badge) == "hidden"  # of a picture that is gone
+        line[2] = str(urlsplit(page.says("location.href")).port)
+        again = started(*line)
+        page.until("document.getElementById('status').textContent === 'live'")  # by itself
+        assert not page.says("document.getElementById('record').disabled")
+        assert page.says("document.getElementById('record').innerText") == "Record"  # of the new viewer
+        assert [c for c in page.complaints if "ERR_CONNECTION" not in c] == []
+        again.kill()
     (film,) = (tmp_path / "films").rglob("film.mp4")
     assert times(film)

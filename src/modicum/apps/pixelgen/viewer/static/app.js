@@ -4,7 +4,7 @@ import { follow } from "/static/stream.js";
 
 const $ = (id) => document.getElementById(id);
 const SILENCE = 3, LEAST_SILENCE = 5000; // periods, milliseconds without a frame after which it is called stale
-const NAMES = ["raw", "generated", "overlay"];
+const NAMES = ["raw", "generated", "overlay"], MADE = "generated colour";
 const urls = {};
 let layer = "generated", newest = null, session = null, arrived = 0, connected = false, theatre = null;
 const lossPlot = new Plot($("loss-plot"), 0.25), energyPlot = new Plot($("energy-plot"), 1e-3);
@@ -36,6 +36,7 @@ function forget() {
   $("lost").textContent = $("energy").textContent = "–";
   $("node").textContent = "waiting for a node";
   newest = null;
+  if (theatre) theatre.clear();
 }
 
 function choose(button) {
@@ -44,7 +45,7 @@ function choose(button) {
     other.setAttribute("aria-pressed", String(other === button));
   $("wipe-right").alt = layer === "overlay" ? "Generated picture with readings and sound" : "Generated picture";
   showWipe();
-  if (theatre && urls[layer]) theatre.show(urls[layer]);
+  if (theatre && urls[layer]) theatre.show(urls[layer], MADE);
 }
 
 // --- numbers
@@ -113,7 +114,7 @@ function shown(known, pictures) {
   showLoss(known.lost, known.statistics);
   showCost(known.cost);
   showRecording(known.recording);
-  if (theatre) theatre.show(urls[layer]);
+  if (theatre) theatre.show(urls[layer], MADE);
   showStatus();
 }
 
@@ -135,6 +136,7 @@ function showStatus() {
     : !newest ? ["waiting", "waiting for a frame"]
     : stale ? ["lost", `no frame for ${Math.round(age / 1000)} s`] : ["live", "live"];
   document.body.toggleAttribute("data-stale", stale);
+  if (theatre) theatre.fade(stale);
   $("status").dataset.state = state;
   if ($("status").textContent !== text) $("status").textContent = text;
 }
@@ -160,7 +162,7 @@ async function enter() {
   theatre = new Theatre(() => { theatre = null; });
   try {
     await theatre.enter();
-    if (urls[layer]) theatre.show(urls[layer]);
+    if (urls[layer]) theatre.show(urls[layer], MADE);
   } catch {
     theatre = null;
     $("immersive").textContent = "Headset refused";

@@ -5,6 +5,8 @@ const RADIUS = 2.2, ARC = 1.5, EYES = 1.6; // metres, radians, metres above the 
 const COLUMNS = 48;
 const SHIFT = 0.012; // of the width, between the nearest and the farthest, for each eye
 const SMOOTH = [32, 24]; // the picture is reduced to this for the depth
+const LABELLED = 960; // pixels, the least width at which a label is written on it
+const STALE = 0.3; // light of a picture that is no longer true
 
 const VERTEX = `#version 300 es
 in vec3 place; in vec2 at; uniform mat4 seen; out vec2 uv;
@@ -12,11 +14,11 @@ void main() { uv = at; gl_Position = seen * vec4(place, 1.0); }`;
 
 const FRAGMENT = `#version 300 es
 precision mediump float;
-in vec2 uv; uniform sampler2D picture, smoothed; uniform float shift; out vec4 colour;
+in vec2 uv; uniform sampler2D picture, smoothed; uniform float shift, light; out vec4 colour;
 void main() {
   float luma = dot(texture(smoothed, uv).rgb, vec3(0.299, 0.587, 0.114));
   float near = 0.75 * uv.y + 0.25 * (1.0 - luma) - 0.5;
-  colour = vec4(texture(picture, vec2(uv.x + shift * near, uv.y)).rgb, 1.0);
+  colour = vec4(light * texture(picture, vec2(uv.x + shift * near, uv.y)).rgb, 1.0);
 }`;
 
 export async function canEnter() {
@@ -31,6 +33,8 @@ export class Theatre {
   /** A curved screen; `left` is called when the wearer takes it off. */
   constructor(left) {
     this.left = left;
+    this.light = 1;
+    this.turn = 0; // of the pictures; what is decoded too late is not shown
   }
 
   async enter() {
@@ -50,21 +54,32 @@ export class Theatre {
     this.session.requestAnimationFrame((_, frame) => this.draw(frame));
   }
 
-  /** Put a picture on the screen, given its address. */
-  async show(url) {
-    const image = new Image();
+  /** Put a picture on the screen, given its address, and say on it what it is. */
+  async show(url, label) {
+    const image = new Image(), turn = ++this.turn;
     image.src = url;
     try {
       await image.decode();
     } catch {
       return; // a newer one has taken its place
     }
-    if (!this.gl) return;
+    if (!this.gl || turn !== this.turn) return;
     const small = new OffscreenCanvas(...SMOOTH);
     small.getContext("2d").drawImage(image, 0, 0, ...SMOOTH);
-    this.upload(0, image);
+    this.upload(0, labelled(image, label));
     this.upload(1, small);
     this.ratio = image.height / image.width;
+  }
+
+  /** Show nothing until the next picture comes. */
+  clear() {
+    this.turn++;
+    this.ratio = undefined;
+  }
+
+  /** Darken a picture that is no longer true. */
+  fade(stale) {
+    this.light = stale ? STALE : 1;
   }
 
   build() {
@@ -78,7 +93,7 @@ export class Theatre {
     }
     gl.linkProgram(this.program);
     gl.useProgram(this.program);
-    this.uniforms = Object.fromEntries(["seen", "picture", "smoothed", "shift"].map((name) =>
+    this.uniforms = Object.fromEntries(["seen", "picture", "smoothed", "shift", "light"].map((name) =>
       [name, gl.getUniformLocation(this.program, name)]));
     gl.uniform1i(this.uniforms.picture, 0);
     gl.uniform1i(this.uniforms.smoothed, 1);
@@ -115,6 +130,7 @@ export class Theatre {
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
     if (!pose || !this.ratio) return;
     this.bindScreen();
+    gl.uniform1f(this.uniforms.light, this.light);
     for (const view of pose.views) {
       const { x, y, width, height } = layer.getViewport(view);
       gl.viewport(x, y, width, height);
@@ -134,6 +150,19 @@ export class Theatre {
       gl.vertexAttribPointer(index, size, gl.FLOAT, false, 20, offset);
     }
   }
+}
+
+function labelled(image, label) {
+  const scale = Math.max(1, Math.ceil(LABELLED / image.width)), size = 28, edge = 24;
+  const canvas = new OffscreenCanvas(scale * image.width, scale * image.height), pen = canvas.getContext("2d");
+  pen.drawImage(image, 0, 0, canvas.width, canvas.height);
+  pen.font = `${size}px sans-serif`;
+  const width = pen.measureText(label).width, right = canvas.width - 2 * edge, bottom = canvas.height - 2 * edge;
+  pen.fillStyle = "#000a";
+  pen.fillRect(right - width - edge / 2, bottom - size, width + edge, 1.5 * size);
+  pen.fillStyle = "#e9b872";
+  pen.fillText(label, right - width, bottom);
+  return canvas;
 }
 
 /** a b, both 4x4, column after column. */
