@@ -23,7 +23,7 @@ from modicum.models.infinity import PRESETS as INFINITY_PRESETS
 from modicum.models.infinity import Resolution
 from modicum.models.next_scale import AttentionShape
 from modicum.models.var import PRESETS as VAR_PRESETS
-from modicum.weights.properties import IntegerGrid, LayerShapes, NMPattern, TiedWeights, ZeroMask
+from modicum.weights.properties import IntegerGrid, LayerShapes, NMPattern, Property, TiedWeights, ZeroMask
 
 STEP_CACHE = """import torch, modicum
 from {module} import {method}
@@ -36,6 +36,7 @@ with policy.attach(model):
     images = model.generate([3, 8], steps=50, sampler="ddim", seed=[0, 1])"""
 
 PROPERTY_WORDS = {
+    Property: "everything",
     ZeroMask: "zero mask",
     NMPattern: "N:M pattern",
     IntegerGrid: "integer grid",
@@ -44,6 +45,10 @@ PROPERTY_WORDS = {
 }
 STATISTIC_WORDS = {
     "column_norm": "the norm of every input channel",
+    "column_var": "mean and variance of every input channel",
+    "alignment": "how far every weight moves the output along its direction",
+    "turning": "how far every weight turns the output",
+    "gradient": "the gradient of the model's loss",
     "mean_abs": "the mean magnitude of every input channel",
     "gram": "the Gram matrix XᵀX of the inputs",
     "sample": "a sample of the inputs themselves",
@@ -127,11 +132,14 @@ def method_page(name: str) -> str:
 
 
 def _in_a_recipe(method: Method) -> list[str]:
-    """What a recipe checks; a method that changes how a model runs is no step of one."""
+    """What a recipe checks; a method that changes how a model runs can only be the last step of one."""
     if isinstance(method, RuntimeMethod):
-        more = "[Images](../images.md) shows how policies are used and compared."
-        every = "It changes how a model runs and none of its weights, so it goes with every recipe. "
-        return [every + (more if method.name.startswith("cache.") else "")]
+        page = "images" if method.name.startswith("cache.") else "diffusion"
+        last = (
+            "It changes how a model runs and none of its weights. In a recipe it is the last step, and its "
+        )
+        more = f"policy is saved beside the weights; [this page](../{page}.md) shows how it is used."
+        return ["## In a recipe", last + more]
     return ["## In a recipe", table(["property", "this method"], _contract(method))]
 
 
@@ -140,7 +148,7 @@ def _usage(name: str, method: type[Method]) -> str:
         return _tabs(_running(name, method))
     if name.startswith("distill."):
         return _tabs(_recovering(name, method))
-    model, settings = ("nano-dit" if name.startswith("diffusion.") else "nano-lm"), _own_settings(method)
+    model, settings = _shown_on(name), _own_settings(method)
     module = method.__module__
     python = (
         f"import modicum\nfrom {module} import {method.__name__}\n\n"
@@ -153,6 +161,13 @@ def _usage(name: str, method: type[Method]) -> str:
         "Python": ("py", python),
     }
     return _tabs(tabs)
+
+
+def _shown_on(name: str) -> str:
+    """A model that the method fits; the ResNet is converted as the page of models says."""
+    if name == "prune.depgraph":
+        return "resnet56"
+    return "nano-dit" if name.startswith("diffusion.") else "nano-lm"
 
 
 def _recovering(name: str, method: type[Method]) -> dict[str, tuple[str, str]]:
@@ -193,7 +208,12 @@ def _tabs(tabs: dict[str, tuple[str, str]]) -> str:
 def _running(name: str, method: type[Method]) -> dict[str, tuple[str, str]]:
     """How a cache policy is used with nano-var, and a step cache with nano-dit."""
     if name.startswith("diffusion."):
-        return {"Python": ("py", STEP_CACHE.format(module=method.__module__, method=method.__name__))}
+        drawn = "modicum generate nano-dit --label 3,8 --steps 50 --sampler ddim"
+        return {
+            "Command line": ("sh", f"{drawn} --step-cache {name.partition('.')[2]} --out digits.png"),
+            "Recipe": ("yaml", f"steps:\n  - prune.oracle\n  - {name}"),
+            "Python": ("py", STEP_CACHE.format(module=method.__module__, method=method.__name__)),
+        }
     short, fields = name.partition(".")[2], method.model_fields
     shown = {"budget": "20%"} if "budget" in fields else {}
     window = {"window": 9} if "window" in fields else {}
@@ -218,8 +238,8 @@ def _running(name: str, method: type[Method]) -> dict[str, tuple[str, str]]:
 def _own_settings(method: type[Method]) -> dict[str, Any]:
     """Settings to show, of those that fit the nano models; none where a method has no choice."""
     fitting: dict[str, Any] = {"group_size": 64, "sparsity": 0.5, "groups": "1:2", "keep": 4}
-    if method.__name__ == "Blocks":
-        return {"keep": (0, 1, 4, 5)}
+    if method.__name__ in ("Blocks", "DepGraph"):
+        return {"keep": (0, 1, 4, 5)} if method.__name__ == "Blocks" else {"ratio": 0.3}
     key = next((key for key in fitting if key in method.model_fields), None)
     return {} if key is None else {key: fitting[key]} | ({"steps": 300} if key == "groups" else {})
 
