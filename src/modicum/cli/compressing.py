@@ -108,6 +108,8 @@ def compress(
         if "parameters" in found and "kept" in found:
             left, of = found["parameters"]
             screen.print(f"[dim]{name} kept {left:,} of {of:,} parameters[/]", highlight=False)
+        if "bound" in found:
+            screen.print(f"[dim]{name}: {_coded_in_words(found)}[/]", highlight=False, soft_wrap=True)
     for words in Policies.read(out).described():
         screen.print(
             f"[dim]{words} is saved beside the weights; modicum generate uses it[/]",
@@ -118,13 +120,30 @@ def compress(
         screen.print(f"[dim]{line}[/]", highlight=False)
 
 
+def _coded_in_words(found: dict[str, Any]) -> str:
+    """What a storage step reached, beside what no code for single bytes can beat."""
+    if not found["coded_weights"]:
+        return f"nothing became smaller ({next(iter(found['raw'].values()), 'there is nothing to code')})"
+    bits = found["bits"]
+    reached, bound = found["bits_per_weight"], found["bound"]
+    raw = f"; {len(found['raw'])} groups stay as they are" if found["raw"] else ""
+    return (
+        f"{reached:.2f} of {bits:g} bits per coded weight ({reached / bits:.1%}), "
+        f"bound {bound:.2f} ({bound / bits:.1%}){raw}"
+    )
+
+
 def _next(model: str, out: Path) -> list[str]:
     """What to do with what was written: look at what it draws, measure what it cost."""
+    from modicum.models.cifar_resnet import CifarResNetConfig
     from modicum.models.class_models import class_kind
     from modicum.models.image_models import image_kind
+    from modicum.pipeline.whole import model_type
 
     look = f"What does it draw?  modicum generate {out} --out images.png"
     cost = f"What did it cost?  modicum report {out} --against {model}"
+    if model_type(out) == CifarResNetConfig.model_type:
+        return []  # report reads text or draws
     if image_kind(out) is not None:
         return [look]
     return [look, cost] if class_kind(out) else [cost]

@@ -82,14 +82,16 @@ def _described(method: Any) -> dict[str, Any]:
 
 
 def _last_line(method: Any) -> tuple[tuple[str, str], str]:
-    """What a method keeps of earlier steps, or how a method that is no step is used."""
+    """What a method keeps of earlier steps, or how a method that changes no weights is used."""
     from modicum.method import RuntimeMethod
 
     if issubclass(method, RuntimeMethod):
         family, _, short = method.name.partition(".")
         if family == "diffusion":
-            return ("use  ", "dim"), "from Python: policy = method.fit(...), with policy.attach(model)"
-        return ("use  ", "dim"), f"modicum generate nano-var --label 3 --kv {short} --out images.png"
+            drawn = f"modicum generate nano-dit --label 3 --step-cache {short} --out images.png"
+        else:
+            drawn = f"modicum generate nano-var --label 3 --kv {short} --out images.png"
+        return ("use  ", "dim"), drawn
     keeps = ", ".join(_words(kind.__name__) for kind in method.keeps)
     return ("keeps  ", "dim"), keeps or "nothing that earlier steps promised"
 
