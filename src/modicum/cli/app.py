@@ -19,6 +19,8 @@ from modicum.cli import (
     measuring,
     pixelgen,
     recovering,
+    searching,
+    verifying,
 )
 from modicum.version import __version__
 
@@ -56,9 +58,11 @@ for module in (
     generating,
     comparing,
     exporting,
+    verifying,
     converting,
     encoding,
     informing,
+    searching,
     pixelgen,
 ):
     module.add_to(app)
