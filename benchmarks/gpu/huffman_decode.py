@@ -24,6 +24,7 @@ import torch
 from modicum.evaluate import environment
 from modicum.kernels.huffman.decoder import decode
 from modicum.kernels.huffman.encoder import encode
+from modicum.kernels.huffman.gpu import decode_gpu
 from modicum.kernels.huffman.layout import prepare
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -78,7 +79,14 @@ def main() -> None:
     prepared = prepare(replace(group, **arrays))
     out, original = torch.empty_like(weight, device="cuda"), weight.cuda()
     same = torch.equal(decode(prepared, out).view(torch.int16), original.view(torch.int16))
+    damaged = replace(prepared.encoded, encoded_exponent=arrays["encoded_exponent"].flip(0).contiguous())
+    decode(prepare(damaged), torch.empty_like(out))
+    torch.cuda.synchronize()  # a stream of nonsense must not touch what is not its own
+    triton = torch.empty_like(out)
+    decode_gpu(prepared, triton.view(torch.int16))
+    same &= torch.equal(triton, out)
     took = {
+        "triton": milliseconds(lambda: decode_gpu(prepared, triton.view(torch.int16)), options.repeats),
         "decode": milliseconds(lambda: decode(prepared, out), options.repeats),
         "copy": milliseconds(lambda: out.copy_(original), options.repeats),
     }

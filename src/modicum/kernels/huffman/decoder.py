@@ -12,14 +12,15 @@ from torch import Tensor
 from modicum.errors import MissingExtra
 from modicum.kernels.huffman.compiled import compiled
 from modicum.kernels.huffman.layout import Prepared, refuse, unpacked_gaps
+from modicum.kernels.huffman.nvrtc import decode_nvrtc
 from modicum.kernels.huffman.stepwise import decode_stepwise
 
 
 def decode(prepared: Prepared, out: Tensor | None = None, threads: int = 1) -> Tensor:
     """All weights of a group, bit for bit.
 
-    On a CPU by compiled loops, blocks side by side; on a GPU by a Triton kernel. Where Numba or Triton is missing, by
-    tensor operations that give the same a hundred times slower.
+    On a CPU by compiled loops, blocks side by side; on an NVIDIA GPU by a CUDA kernel, on others in Triton. Where
+    Numba or Triton is missing, by tensor operations that give the same a hundred times slower.
 
     Args:
         prepared: the group.
@@ -53,15 +54,21 @@ def _decode_words(prepared: Prepared, out: Tensor, threads: int) -> None:
     """The 16-bit words of a group into `out`, int16 [n]."""
     try:
         if out.is_cuda:
-            from modicum.kernels.huffman.gpu import decode_gpu
-
-            decode_gpu(prepared, out)
+            _decode_on_gpu(prepared, out)
         else:
             decode_compiled(prepared, out, threads)
     except (MissingExtra, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != "triton":
             raise
         decode_stepwise(prepared, out)
+
+
+def _decode_on_gpu(prepared: Prepared, out: Tensor) -> None:
+    if torch.version.cuda and decode_nvrtc(prepared, out):
+        return
+    from modicum.kernels.huffman.gpu import decode_gpu
+
+    decode_gpu(prepared, out)
 
 
 def check_gaps(prepared: Prepared) -> None:

@@ -127,9 +127,9 @@ def prepare(encoded: Encoded, name: str = "weights") -> Prepared:
     begins[-1] = 8 * encoded.encoded_exponent.numel()
     code, device = code_of_luts(luts, f"{name}.luts"), encoded.encoded_exponent.device
     firsts = torch.from_numpy(positions.astype(np.int32)).to(device)
-    return Prepared(
-        encoded, name, code, tables_of(code), positions, begins, lane_tables(code, device), firsts
-    )
+    tables = tables_of(code)
+    lanes = lane_tables(code, tables, device)
+    return Prepared(encoded, name, code, tables, positions, begins, lanes, firsts)
 
 
 def _check_types(encoded: Encoded, name: str) -> None:

@@ -44,22 +44,25 @@ class Tables:
 
 @dataclass(frozen=True)
 class LaneTables:
-    """What a lane of a GPU, which reads one code at a time, looks up.
+    """What a lane of a GPU looks up.
 
     Attributes:
+        windows: int64 [2 ** WINDOW], the bits of `Tables.windows`.
         first: int16 [2 ** WINDOW], the symbol of a window's first code and 256 times its length; 0 if it is longer.
         luts: uint8 [rows + 1, 256], as `luts_of` makes them: from every entry one gets to a symbol.
     """
 
+    windows: Tensor
     first: Tensor
     luts: Tensor
 
 
-def lane_tables(code: Code, device: torch.device) -> LaneTables:
+def lane_tables(code: Code, tables: Tables, device: torch.device) -> LaneTables:
     """The tables of a code for lanes, on `device`."""
+    windows = torch.from_numpy(tables.windows.view(np.int64))
     symbol, length = first_codes(code, WINDOW)
     first = torch.from_numpy(symbol.astype(np.int16) | length.astype(np.int16) << 8)
-    return LaneTables(first.to(device), torch.from_numpy(luts_of(code)).to(device))
+    return LaneTables(windows.to(device), first.to(device), torch.from_numpy(luts_of(code)).to(device))
 
 
 def tables_of(code: Code) -> Tables:
