@@ -33,7 +33,14 @@ from torch import Tensor, nn
 
 from modicum.errors import InvalidSetting, UnknownName
 from modicum.kernels.chunks import chunked_bytes
-from modicum.weights.properties import Property
+from modicum.weights.properties import (
+    IntegerGrid,
+    LayerShapes,
+    NMPattern,
+    Property,
+    TiedWeights,
+    ZeroMask,
+)
 
 if TYPE_CHECKING:
     from modicum.calibrate.block import CalibratedBlock
@@ -248,7 +255,7 @@ class StorageMethod(Method):
     It is the last step that changes what is on disk, so it keeps every property.
     """
 
-    keeps = (Property,)
+    keeps = (ZeroMask, NMPattern, IntegerGrid, TiedWeights, LayerShapes)
 
     @abstractmethod
     def groups(self, anatomy: Anatomy) -> dict[str, tuple[str, ...]]:

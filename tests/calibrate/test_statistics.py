@@ -114,7 +114,9 @@ def test_white_noise_prefers_no_input(width: int) -> None:
     assert noise.sample.shape[1] == width
 
 
-@pytest.mark.parametrize("wanted", [{"gram"}, {"column_norm"}, {"gram", "column_norm", "sample"}, {"column_var"}, KINDS])
+@pytest.mark.parametrize(
+    "wanted", [{"gram"}, {"column_norm"}, {"gram", "column_norm", "sample"}, {"column_var"}, KINDS]
+)
 def test_announced_bytes_are_those_of_the_sums(wanted: set[str]) -> None:
     found = sums(inputs_of(SAMPLE + 5, 40), wanted=frozenset(wanted))
     held = [v for v in vars(found).values() if isinstance(v, Tensor)]

@@ -162,6 +162,10 @@ class Steps:
         """One more step is done."""
         self.bar.update(self.task, advance=1, total=of * self.runs)
 
+    def reach(self, done: int, of: int) -> None:
+        """So many are done altogether."""
+        self.bar.update(self.task, completed=done, total=of)
+
 
 class StageProgress:
     """Progress of a comparison: one line that says what is being measured."""

@@ -25,16 +25,22 @@ def export(
     diffusers: Annotated[
         bool, typer.Option("--diffusers", help="Write a DiT as diffusers' DiTTransformer2DModel.")
     ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Expand what is coded without loss, bit for bit.")
+    ] = False,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a model so that others can open it: with layers of equal shape, or in the layout of diffusers."""
-    if uniform == diffusers:
+    """Write a model so that others can open it: expanded, with layers of equal shape, or in diffusers' layout."""
+    if uniform + diffusers + plain != 1:
         raise InvalidSetting(
             "Say how to export.",
-            "--uniform pads all layers to the same shapes, --diffusers writes a DiT for diffusers.",
+            "--plain expands lossless codes, --uniform pads all layers to the same shapes, --diffusers writes a DiT "
+            "for diffusers.",
         )
-    if diffusers:
+    if plain:
+        _plain(model, out, quiet, as_json)
+    elif diffusers:
         _to_diffusers(model, out, quiet, as_json)
     else:
         _uniform(model, out, quiet, as_json)
@@ -62,6 +68,19 @@ def _to_diffusers(model: str, out: Path, quiet: bool, as_json: bool) -> None:
         "[dim]diffusers computes with constants of its own; modicum.models.dit.diffusers_layout.exact(model) "
         "gives it those of the authors.[/]"
     )
+
+
+def _plain(model: str, out: Path, quiet: bool, as_json: bool) -> None:
+    from modicum.cli.console import console, print_json, size
+    from modicum.pipeline.coded import expand
+    from modicum.zoo.locate import locate
+
+    written = expand(locate(model), out)
+    if as_json:
+        print_json({"out": str(out), "weights_bytes": written})
+    screen = console(quiet, as_json)
+    screen.print(f"[green]✓[/] {out}  {size(written)}, expanded")
+    screen.print(f"[dim]Is every bit the same?  modicum verify {model} {out}[/]", soft_wrap=True)
 
 
 def _uniform(model: str, out: Path, quiet: bool, as_json: bool) -> None:
