@@ -207,7 +207,8 @@ class CodedShards(Shards):
 
 def encoded_of(arrays: Mapping[str, Tensor], dtype: str) -> Encoded:
     """The arrays of a DFloat11 group as the kernels take them."""
-    return replace(Encoded(*(arrays[key] for key in ARRAYS)), dtype=DTYPES[dtype], low=arrays.get("low"))
+    named: dict[str, Any] = {key: arrays[key] for key in ARRAYS}
+    return Encoded(**named, dtype=DTYPES[dtype], low=arrays.get("low"))
 
 
 def _refuse(file: Path, name: str, what: str) -> NoReturn:

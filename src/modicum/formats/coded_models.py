@@ -78,7 +78,7 @@ def _tied(
     ties = (
         getattr(model, "all_tied_weights_keys", None) or {}
     )  # transformers ties after it has read the weights
-    found = []
+    found: list[tuple[nn.Module, tuple[Place, ...]]] = []
     for name, parameter in parameters.items():
         same = parameter is parameters[wanted] or ties.get(name) == wanted or ties.get(wanted) == name
         if same and name not in claimed:

@@ -137,7 +137,7 @@ def _group(directory: Path, name: str, patterns: Mapping[str, Sequence[str]], mo
     weights = []
     for owner in owners:
         try:
-            shape = tuple(model.get_submodule(owner).weight.shape)  # type: ignore[union-attr]
+            shape = tuple(model.get_parameter(f"{owner}.weight").shape)
         except AttributeError as error:
             raise CheckpointError(f"{directory}: the model has no weight {owner}.weight.", AGAIN) from error
         weights.append(

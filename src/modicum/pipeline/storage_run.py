@@ -138,7 +138,7 @@ class StorageRun:
                     )
                     for parameter, some in parts.items()
                 )
-                groups[name] = CodedGroup(dtype=dtype, weights=weights)  # type: ignore[arg-type]
+                groups[name] = CodedGroup(dtype=dtype, weights=weights)
         return groups
 
     def _code(self, workspace: Workspace) -> None:
@@ -194,7 +194,7 @@ class StorageRun:
         for index in range(len(self._groups)):
             records |= workspace.records(index)
         layout = Layout(
-            method=self.step.name,  # type: ignore[arg-type]
+            method=self.step.name,
             groups={name: group for name, group in self._groups.items() if not records[name]["raw"]},
         )
         root, directory = workspace.root, self.source.directory

@@ -203,7 +203,7 @@ def lineage(found: MetricSearch, most: int = 24) -> str:
     places: dict[int, tuple[float, float, float]] = {}
     wide = float(WIDE)
     for row, generation in enumerate(generations):
-        x = LABEL + MARGIN
+        x: float = LABEL + MARGIN
         for i in (i for i in shown if found.entries[i].generation == generation):
             width = LETTER * max(len(_short(found.entries[i])), len(_below(found.entries[i])) * 0.9) + 12
             places[i] = (x, HEAD + row * STEP, width)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +143,7 @@ class Group:
 
     def _with(self, arrays: Mapping[str, Tensor]) -> Prepared:
         assert self._prepared is not None
-        return replace(self._prepared, encoded=replace(self._prepared.encoded, **arrays))
+        return replace(self._prepared, encoded=replace(self._prepared.encoded, **cast("dict[str, Any]", arrays)))
 
     def host(self) -> None:
         """Move the large arrays into the memory of the host, locked there if that makes sense."""
