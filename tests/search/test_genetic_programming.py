@@ -121,7 +121,11 @@ class TestEvolution:
 
     def test_a_small_space_is_exhausted(self) -> None:
         tiny = Trees(
-            Grammar((symbol("a"),), ("neg",), ("add",)), Rules(largest=2, deepest=1), [KNOWN], deepest=2
+            Grammar((symbol("a"),), ("neg",), ("add",)),
+            Rules(largest=2, deepest=1),
+            [KNOWN],
+            shallowest=1,
+            deepest=2,
         )
         history = evolve(Evolution(tiny, 5, Random(0)), Counted(), 3)
         assert {each.draft.genome for each in history} == {"a", "-a"}
