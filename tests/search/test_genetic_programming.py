@@ -128,18 +128,11 @@ class TestEvolution:
             deepest=2,
         )
         history = evolve(Evolution(tiny, 5, Random(0)), Counted(), 3)
-        assert {each.draft.genome for each in history} == {"a", "-a"}
-        evolution = Evolution(tiny, 5, Random(0))
-        asked: list[Draft] = []
-
-        def go_on() -> None:
-            while len(asked) < 9:
-                asked.extend(evolution.ask())
-                evolution.tell([Individual(asked[-1], Outcome(0.0))])
-
+        assert {"a"} <= {each.draft.genome for each in history} <= {"a", "-a"}
+        evolution = Evolution(tiny, 5, Random(0), starts=[parse("a", LETTERS), parse("-a", LETTERS)])
+        evolution.tell([Individual(draft, Outcome(0.0)) for draft in evolution.ask()])
         with pytest.raises(Exhausted):
-            go_on()
-        assert len(asked) == 2
+            evolution.ask()
 
     def test_a_planted_formula_is_found(self) -> None:
         evolution, tried = Evolution(TREES, 40, Random(1)), 0
