@@ -15,7 +15,6 @@ Nothing is believed: names, dtypes and sizes of the arrays are compared with the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, NoReturn

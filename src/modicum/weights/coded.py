@@ -143,7 +143,9 @@ class Group:
 
     def _with(self, arrays: Mapping[str, Tensor]) -> Prepared:
         assert self._prepared is not None
-        return replace(self._prepared, encoded=replace(self._prepared.encoded, **cast("dict[str, Any]", arrays)))
+        return replace(
+            self._prepared, encoded=replace(self._prepared.encoded, **cast("dict[str, Any]", arrays))
+        )
 
     def host(self) -> None:
         """Move the large arrays into the memory of the host, locked there if that makes sense."""
