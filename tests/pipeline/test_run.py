@@ -195,7 +195,7 @@ def test_ctrl_c_says_how_to_go_on(deep_llama: Path, tmp_path: Path) -> None:
     line = _line(deep_llama, tmp_path / "out")
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     _wait_for_work(tmp_path / "out.partial", lambda: process.poll() is None)
-    time.sleep(0.1)
+    time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
