@@ -191,9 +191,16 @@ def test_killed_processes_are_taken_up_and_end_with_the_same_bytes(
     assert not partial.exists()
 
 
+def _heeding_interrupts() -> None:
+    """What a shell starts in the background ignores SIGINT, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_says_how_to_go_on(deep_llama: Path, tmp_path: Path) -> None:
     line = _line(deep_llama, tmp_path / "out")
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heeding_interrupts
+    )
     _wait_for_work(tmp_path / "out.partial", lambda: process.poll() is None)
     time.sleep(0.01)
     process.send_signal(signal.SIGINT)
