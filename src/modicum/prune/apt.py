@@ -26,13 +26,13 @@ from modicum.kernels.cholesky import damped, inverse_cholesky
 from modicum.kernels.compensation import solver_bytes, sweep
 from modicum.kernels.refit import refit, refit_bytes
 from modicum.kernels.selectors import JointSemiStructured, Keeping, Selector, Unstructured
-from modicum.method import LayerMethod, Paper, Target
-from modicum.prune.pattern import Pattern, expected_form, masked_form, workspace
+from modicum.method import Paper, Target
+from modicum.prune.compensated import CompensatedPruning
+from modicum.prune.pattern import masked_form, workspace
 from modicum.weights.base import WeightForm
-from modicum.weights.properties import NMPattern, Property, ZeroMask
 
 
-class APT(LayerMethod):
+class APT(CompensatedPruning):
     """Prune like SparseGPT, then give every row the best weights for its whole set of zeros.
 
     H = X^T X + damp mean(diag) I. Mask: the smallest w^2 / (H^-1)_jj of each block of columns, or with N:M the set p of
@@ -42,29 +42,10 @@ class APT(LayerMethod):
     paper: ClassVar[Paper] = Paper(
         "Pruning Foundation Models for High Accuracy without Retraining", "EMNLP Findings 2024", "2410.15567"
     )
-    keeps = (ZeroMask, NMPattern)
-
-    sparsity: float = Field(0.5, ge=0, lt=1, description="fraction of the weights that become zero")
-    pattern: Pattern = Field(
-        None, description="N:M pattern such as 2:4, N of M weights stay; replaces sparsity"
-    )
-    damp: float = Field(0.01, gt=0, le=1, description="fraction of the mean diagonal added to the Hessian")
-    block_size: int = Field(128, ge=1, description="columns whose mask is chosen together")
     tolerance: float = Field(
         0.01, ge=0, lt=1, description="the update stops when a step gains less than this share of all steps"
     )
     steps: int = Field(50, ge=1, description="steps of the update at most")
-
-    def gives(self) -> tuple[Property, ...]:
-        return self.pattern.gives() if self.pattern else (ZeroMask(),)
-
-    def statistics(self) -> frozenset[str]:
-        return frozenset({"gram"})
-
-    def expected_form(self, weight: Tensor) -> WeightForm:
-        rows, columns = weight.shape
-        widths = [min(self.block_size, columns - start) for start in range(0, columns, self.block_size)]
-        return expected_form(weight, sum(int(self.sparsity * rows * width) for width in widths), self.pattern)
 
     def workspace(self, weight: Tensor) -> int:
         swept = 4 * weight.numel() + weight.numel()  # result and mask of the sweep

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
 from modicum.calibrate.statistics import Statistics
 from modicum.kernels.compensation import Swept, inverse_cholesky, solver_bytes, sweep
 from modicum.kernels.selectors import Keeping, Selector, SemiStructured, Unstructured
-from modicum.method import LayerMethod, Paper, Target
-from modicum.prune.pattern import Pattern, expected_form, masked_form, workspace
+from modicum.method import Paper, Target
+from modicum.prune.compensated import CompensatedPruning
+from modicum.prune.pattern import masked_form, workspace
 from modicum.weights.base import WeightForm
-from modicum.weights.properties import NMPattern, Property, ZeroMask
 
 
-class SparseGPT(LayerMethod):
+class SparseGPT(CompensatedPruning):
     """Prune with second-order saliency and update the surviving weights so that the layer's output changes least.
 
     With H = X^T X + damp mean(diag) I and U the upper Cholesky factor of H^-1, the mask of each block of columns is
@@ -27,25 +26,6 @@ class SparseGPT(LayerMethod):
     paper: ClassVar[Paper] = Paper(
         "SparseGPT: Massive Language Models Can be Accurately Pruned in One-Shot", "ICML 2023", "2301.00774"
     )
-    keeps = (ZeroMask, NMPattern)
-
-    sparsity: float = Field(0.5, ge=0, lt=1, description="fraction of the weights that become zero")
-    pattern: Pattern = Field(
-        None, description="N:M pattern such as 2:4, N of M weights stay; replaces sparsity"
-    )
-    damp: float = Field(0.01, gt=0, le=1, description="fraction of the mean diagonal added to the Hessian")
-    block_size: int = Field(128, ge=1, description="columns whose mask is chosen together")
-
-    def gives(self) -> tuple[Property, ...]:
-        return self.pattern.gives() if self.pattern else (ZeroMask(),)
-
-    def statistics(self) -> frozenset[str]:
-        return frozenset({"gram"})
-
-    def expected_form(self, weight: Tensor) -> WeightForm:
-        rows, columns = weight.shape
-        widths = [min(self.block_size, columns - start) for start in range(0, columns, self.block_size)]
-        return expected_form(weight, sum(int(self.sparsity * rows * width) for width in widths), self.pattern)
 
     def workspace(self, weight: Tensor) -> int:
         stored = (
