@@ -15,8 +15,7 @@ from modicum.evaluate.depth_comparison import DepthComparison
 from modicum.report import depth_sections as sections
 from modicum.report import training_sections
 from modicum.report.depth_rows import columns, headline
-from modicum.report.files import write_whole
-from modicum.report.html import fill, resource
+from modicum.report.html import fill, resource, write_page
 from modicum.report.rows import Value
 
 
@@ -31,12 +30,7 @@ def write_depth_report(comparison: DepthComparison, images: Sequence[Tensor], di
     Returns:
         The path of the page.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    comparison.save(directory / "report.json")
-    page = directory / "report.html"
-    write_whole(page, render(comparison, images).encode())
-    return page
+    return write_page(comparison, render(comparison, images), Path(directory))
 
 
 def render(comparison: DepthComparison, images: Sequence[Tensor]) -> str:

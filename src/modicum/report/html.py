@@ -10,11 +10,19 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Any, Protocol
 
 from modicum.evaluate import Comparison
 from modicum.report import sections
 from modicum.report.files import write_whole
 from modicum.report.rows import headline
+
+
+class Saved(Protocol):
+    """What was measured, and can be written as JSON."""
+
+    def save(self, path: Path) -> Any:
+        """Write it."""
 
 
 def write_report(comparison: Comparison, directory: str | Path) -> Path:
@@ -27,11 +35,21 @@ def write_report(comparison: Comparison, directory: str | Path) -> Path:
     Returns:
         The path of the page.
     """
-    directory = Path(directory)
+    return write_page(comparison, render(comparison), Path(directory))
+
+
+def write_page(record: Saved, html: str, directory: Path) -> Path:
+    """Write report.html and report.json into a directory, which is made if it is missing; returns the page.
+
+    Args:
+        record: what was measured.
+        html: the page about it.
+        directory: reports in it are replaced.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    comparison.save(directory / "report.json")
+    record.save(directory / "report.json")
     page = directory / "report.html"
-    write_whole(page, render(comparison).encode())
+    write_whole(page, html.encode())
     return page
 
 

@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modicum.report import metric_search_figures as figures
-from modicum.report.files import write_whole
-from modicum.report.html import fill, resource
+from modicum.report.html import fill, resource, write_page
 from modicum.report.parts import facts, figure, section, tile
 from modicum.report.units import number, percent
 from modicum.search.found import MetricSearch, Named
@@ -29,12 +28,7 @@ def write_search_report(found: MetricSearch, directory: str | Path) -> Path:
     Returns:
         The path of the page.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    found.save(directory / "report.json")
-    page = directory / "report.html"
-    write_whole(page, render(found).encode())
-    return page
+    return write_page(found, render(found), Path(directory))
 
 
 def headline(found: MetricSearch) -> str:
