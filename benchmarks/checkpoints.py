@@ -39,6 +39,7 @@ class Shape:
     layers: int
     heads: int
     kv_heads: int
+    dtype: torch.dtype = torch.bfloat16
 
     @property
     def head_dim(self) -> int:
@@ -48,6 +49,7 @@ class Shape:
 
 SHAPES = {
     "wide": Shape(hidden=1024, intermediate=2816, layers=8, heads=16, kv_heads=8),
+    "wide-float32": Shape(1024, 2816, layers=8, heads=16, kv_heads=8, dtype=torch.float32),
     "large": Shape(hidden=2048, intermediate=5632, layers=42, heads=16, kv_heads=8),
 }
 
@@ -84,7 +86,7 @@ def shards(shape: Shape, vocabulary: int) -> list[list[tuple[str, tuple[int, ...
     files: list[list[tuple[str, tuple[int, ...]]]] = [[]]
     room = SHARD_BYTES
     for name, size in parameters(shape, vocabulary):
-        nbytes = 2 * torch.Size(size).numel()
+        nbytes = shape.dtype.itemsize * torch.Size(size).numel()
         if nbytes > room:
             files.append([])
             room = SHARD_BYTES
@@ -100,7 +102,7 @@ def write_weights(directory: Path, shape: Shape, vocabulary: int) -> None:
     total = 0
     for number, names in enumerate(files, start=1):
         file = "model.safetensors" if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
-        tensors = {name: random_parameter(name, size) for name, size in names}
+        tensors = {name: random_parameter(name, size).to(shape.dtype) for name, size in names}
         save_file(tensors, directory / file, metadata={"format": "pt"})
         where.update(dict.fromkeys(tensors, file))
         total += sum(tensor.nbytes for tensor in tensors.values())
@@ -125,7 +127,7 @@ def config(shape: Shape, vocabulary: int) -> dict[str, object]:
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
         "tie_word_embeddings": False,
-        "dtype": "bfloat16",
+        "dtype": str(shape.dtype).removeprefix("torch."),
     }
 
 

@@ -24,18 +24,33 @@ BARE_IMPORTS = (
 
 @dataclass(frozen=True)
 class Case:
-    """One method with its settings, as each tool is told them; a group size is added for `quantizes`."""
+    """One method with its settings, as each tool is told them.
+
+    Attributes:
+        method: of modicum.
+        settings: of it.
+        peer_method: of llm-compressor.
+        peer_settings: of it.
+        quantizes: a group size is added.
+        dense_inputs: every block is calibrated on what the dense model computes.
+    """
 
     method: str
     settings: dict[str, object]
     peer_method: str
     peer_settings: dict[str, object]
     quantizes: bool = False
+    dense_inputs: bool = False
 
 
 CASES = {
     "magnitude": Case("prune.magnitude", {"sparsity": 0.5}, "magnitude", {"sparsity": 0.5}),
     "wanda": Case("prune.wanda", {"sparsity": 0.5}, "wanda", {"sparsity": 0.5}),
+    "wanda, dense inputs": Case(
+        "prune.wanda", {"sparsity": 0.5}, "wanda", {"sparsity": 0.5}, dense_inputs=True
+    ),
+    "ace": Case("prune.ace", {"sparsity": 0.5}, "wanda", {"sparsity": 0.5}),
+    "ace, dense inputs": Case("prune.ace", {"sparsity": 0.5}, "wanda", {"sparsity": 0.5}, dense_inputs=True),
     "wanda-2:4": Case("prune.wanda", {"pattern": "2:4"}, "wanda", {"pattern": "2:4"}),
     "sparsegpt": Case(
         "prune.sparsegpt",
@@ -91,6 +106,7 @@ def modicum_command(case: Case, checkpoint: Path, tokens: Path, out: Path) -> li
         command += ["--set", f"{name}={json.dumps(value) if isinstance(value, bool) else value}"]
     windows, length = tokens_shape(tokens)
     command += ["--calibration", str(tokens), "--samples", str(windows), "--length", str(length)]
+    command += ["--dense-inputs"] * case.dense_inputs
     return [*command, "--out", str(out), "--json"]
 
 
@@ -102,7 +118,7 @@ def peer_command(case: Case, checkpoint: Path, tokens: Path, out: Path) -> list[
     command = [str(PEER_PYTHON), str(PEER_SCRIPT), case.peer_method, str(checkpoint), str(tokens), str(out)]
     for name, value in settings.items():
         command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return command
+    return [*command, *["--dense-inputs"] * case.dense_inputs]
 
 
 def bare_command(python: Path) -> list[str]:

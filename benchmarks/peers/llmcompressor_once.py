@@ -108,7 +108,11 @@ def compress(model: PreTrainedModel, options: argparse.Namespace) -> None:
     IntermediatesCache.pin_memory = lambda *_args, **_kwargs: None
     tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
     calibration = batches(options.tokens, options.batch_size)
-    oneshot(model=model, processor=tokenizer, dataset=calibration, recipe=recipe(options))
+    propagate_error = not options.dense_inputs
+    oneshot(
+        model=model, processor=tokenizer, dataset=calibration, recipe=recipe(options),
+        propagate_error=propagate_error,
+    )  # fmt: skip
 
 
 def prune_by_magnitude(model: PreTrainedModel, fraction: float) -> None:
@@ -158,6 +162,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--damping", type=float, default=0.01)
     parser.add_argument("--act-order", action="store_true")
     parser.add_argument("--no-duo-scaling", action="store_true")
+    parser.add_argument("--dense-inputs", action="store_true", help="calibrate on the dense model's values")
     parser.add_argument("--n-grid", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--dtype", default="auto", help="auto (as stored), float32 or bfloat16")

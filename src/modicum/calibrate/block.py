@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from modicum.calibrate.directions import Directions
 from modicum.calibrate.statistics import DIRECTIONS, MATRICES, Statistics
@@ -112,8 +113,11 @@ def observe(
     wanted: Mapping[str, frozenset[str]],
     parents: Collection[str] = (),
     masks: Sequence[Tensor | None] = (),
+    keep: Callable[[int, Tensor], None] | None = None,
 ) -> CalibratedBlock:
     """Run `block` once over all batches and collect what is wanted of its layers.
+
+    Without `keep`, a forward pass ends at the input of the block's last layer.
 
     Args:
         block: its weights must be in memory.
@@ -122,16 +126,19 @@ def observe(
         wanted: statistics by layer name.
         parents: paths of sub-modules whose calls are to be recorded.
         masks: bool [batch, tokens] per batch, False at padding, which is left out of the statistics.
+        keep: called with the number of each batch and what the block makes of it; may overwrite `hidden`.
     """
     calibrated = CalibratedBlock(block, {name: Statistics(kinds) for name, kinds in wanted.items()})
-    taps = _Taps(calibrated.statistics)
-    with _recording(calibrated, parents), _hooks(block, taps, wanted):
+    taps = _Taps(calibrated.statistics, early=keep is None)
+    with _recording(calibrated, parents, copied=keep is not None), _hooks(block, taps, wanted):
         for i, states in enumerate(hidden):
             taps.begin(masks[i] if i < len(masks) else None)
             try:
-                run(i, states)
+                output = run(i, states)
             except _EverythingSeen:
                 continue
+            if keep is not None:
+                keep(i, output)
     sequences = sum(len(states) for states in hidden)
     for found in calibrated.statistics.values():
         found.sequences = sequences
@@ -146,8 +153,8 @@ class _EverythingSeen(Exception):
 class _Taps:
     """Feeds layer inputs into running sums, once per distinct tensor."""
 
-    def __init__(self, statistics: dict[str, Statistics]) -> None:
-        self.statistics = statistics
+    def __init__(self, statistics: dict[str, Statistics], early: bool) -> None:
+        self.statistics, self.early = statistics, early
         self.directions = {
             name: Directions(kinds)
             for name, found in statistics.items()
@@ -168,7 +175,8 @@ class _Taps:
         self.fired += 1
         if self.fired == self.hooked:
             self.seen.clear()
-            raise _EverythingSeen
+            if self.early:
+                raise _EverythingSeen
 
     def feed(self, layer: Layer, inputs: Tensor) -> None:
         if layer.name in self.directions:
@@ -270,20 +278,27 @@ def _feed_expert(taps: _Taps, experts: ExpertsView, expert: int, routed: Tensor)
 
 
 @contextmanager
-def _recording(calibrated: CalibratedBlock, parents: Collection[str]) -> Iterator[None]:
+def _recording(calibrated: CalibratedBlock, parents: Collection[str], copied: bool) -> Iterator[None]:
     with ExitStack() as stack:
         for path in parents:
             calls = calibrated.calls.setdefault(path, [])
             module = _submodule(calibrated.block, path)
-            hook = module.register_forward_pre_hook(_record_hook(calls), with_kwargs=True)
+            hook = module.register_forward_pre_hook(_record_hook(calls, copied), with_kwargs=True)
             stack.callback(hook.remove)
         yield
 
 
-def _record_hook(calls: list[Call]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+def _record_hook(
+    calls: list[Call], copied: bool
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if sum(_vectors(call) for call in calls) < CALL_TOKENS:
-            calls.append(Call(args, kwargs))
+        if sum(_vectors(call) for call in calls) >= CALL_TOKENS:
+            return
+        if (
+            copied
+        ):  # what enters the block will be overwritten, and a sub-module may have been given just that
+            args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+        calls.append(Call(args, kwargs))
 
     return hook
 

@@ -33,6 +33,15 @@ Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Calibrati
 Length = Annotated[
     int | None, typer.Option("--length", min=2, help="Tokens per window (2048, or the context).")
 ]
+PropagateError = Annotated[
+    bool | None,
+    typer.Option(
+        "--propagate-error/--dense-inputs",
+        help="Calibrate a block on the outputs of the compressed blocks before it, or (in half the time) of the "
+        "dense ones.",
+        show_default="propagate-error",
+    ),
+]
 Storage = Annotated[
     str, typer.Option("--format", help="auto, plain, compressed-tensors or modicum (the smallest).")
 ]
@@ -57,6 +66,7 @@ def compress(
     calibration: Calibration = None,
     samples: Samples = None,
     length: Length = None,
+    propagate_error: PropagateError = None,
     format_: Storage = "auto",
     overwrite: options.Overwrite = False,
     offload: Offload = False,
@@ -75,7 +85,7 @@ def compress(
     screen = console(quiet, as_json)
     started = time.monotonic()
     progress = RunProgress(screen)
-    steps = _recipe(recipe, method, set_, calibration, samples, length, seed)
+    steps = _recipe(recipe, method, set_, calibration, samples, length, seed, propagate_error)
     run = api.prepare(
         model,
         steps,
@@ -157,6 +167,7 @@ def plan(
     calibration: Calibration = None,
     samples: Samples = None,
     length: Length = None,
+    propagate_error: PropagateError = None,
     format_: Storage = "auto",
     seed: options.Seed = 0,
     device: options.Device = "cpu",
@@ -170,7 +181,7 @@ def plan(
     from modicum.cli.whole_plan import whole_plan_table
     from modicum.pipeline.plan import Plan
 
-    steps = _recipe(recipe, method, set_, calibration, samples, length, seed)
+    steps = _recipe(recipe, method, set_, calibration, samples, length, seed, propagate_error)
     made = api.plan(model, steps, **_place(format_, dtype, device))
     if as_json:
         print_json(made.to_dict())
@@ -195,6 +206,7 @@ def _recipe(
     samples: int | None,
     length: int | None,
     seed: int,
+    propagate_error: bool | None,
 ) -> Recipe:
     """The recipe that the options describe; options on the command line win over the file."""
     from modicum.pipeline import recipe as recipes
@@ -206,7 +218,9 @@ def _recipe(
             "--set belongs to --method; a recipe file holds its own settings.", f"Edit {file}."
         )
     base = recipes.load(file) if file is not None else recipes.parse(steps_of(methods or [], settings or []))
-    given = {"source": calibration, "samples": samples, "length": length}
+    given = {
+        "source": calibration, "samples": samples, "length": length, "propagate_error": propagate_error
+    }  # fmt: skip
     changed = base.calibration.model_copy(update={k: v for k, v in given.items() if v is not None})
     return base.model_copy(
         update={"calibration": changed, **({"seed": seed} if seed or file is None else {})}

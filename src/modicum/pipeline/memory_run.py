@@ -34,7 +34,7 @@ def compress_model(
 
     Args:
         model: a model that `Anatomy` describes, on its device.
-        recipe: the steps; its `calibration` is not read, `data` is.
+        recipe: the steps; of its `calibration` only `propagate_error` is read.
         data: token windows, int64 [windows, length]; or batches of the model's inputs, or functions that run it once
             (`modicum.trainer.questions.passes`). None if no step needs data. Positions where a batch's
             `attention_mask` is 0 are left out of the statistics.
@@ -74,16 +74,18 @@ def sweep_model(
     replay = replace(replay, hidden=()) if replay else None
     masks = [_mask(batch) for batch in batches]
     records: dict[str, dict[str, Any]] = {}
+    ends = {*(replay.seams if replay else ()), len(anatomy.blocks)}
     for block in anatomy.blocks:
         told.working(block.index, "collecting statistics")
         if replay is not None and block.index in replay.seams:
             hidden = entering(anatomy, batches, block.index)
-        calibrated = calibrate(steps, block, replay, hidden, masks)
+        onward = not recipe.calibration.propagate_error and block.index + 1 not in ends
+        calibrated = calibrate(steps, block, replay, hidden, masks, onward=onward)
         own = {layer.name: gradients.pop(layer.name) for layer in block.layers if layer.name in gradients}
         calibrated.add_gradients(own, sum(states[..., 0].numel() for states in hidden))
         swept = sweep_block(steps, calibrated, live)
         records |= swept.records
-        if replay is not None and block.index + 1 not in {*replay.seams, len(anatomy.blocks)}:
+        if replay is not None and not onward and block.index + 1 not in ends:
             advance(replay, block, hidden)
         for layer in block.layers:
             if layer.name in swept.forms:

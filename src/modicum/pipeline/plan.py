@@ -150,7 +150,7 @@ def make_plan(
         weights_after=after,
         scratch=2 * after + file_bytes(source, steps, tokens, hidden_width(source)),
         peak_memory=peak_memory(source, recipe, steps, tokens, length),
-        seconds=_seconds(source, steps, tokens),
+        seconds=_seconds(source, steps, tokens, recipe.calibration.propagate_error),
         tokens=tokens,
         live=live,
     )
@@ -221,8 +221,8 @@ def _skipped(source: Source, touched: dict[str, Any]) -> tuple[tuple[str, str], 
     return (*((s.name, s.reason) for s in anatomy.outside), *inside, *unselected)
 
 
-def _seconds(source: Source, steps: Sequence[LayerMethod], tokens: int) -> float:
-    """Two forward passes, the Gram matrices and the column sweeps, at the matrix speed measured now.
+def _seconds(source: Source, steps: Sequence[LayerMethod], tokens: int, propagate_error: bool) -> float:
+    """Forward passes, Gram matrices and column sweeps, at the matrix speed measured now.
 
     Gradients take another forward pass, and backwards one more and twice as much.
     """
@@ -233,7 +233,7 @@ def _seconds(source: Source, steps: Sequence[LayerMethod], tokens: int) -> float
         for step in touching(steps, layer)
         if "gram" in step.statistics()
     ]
-    passes = 2 if reads_inputs(steps) else 0
+    passes = (2 if propagate_error else 1) if reads_inputs(steps) else 0
     passes += 4 if any("gradient" in step.statistics() for step in steps) else 0
     forward = 2 * passes * parameters * tokens / _flops_per_second(source.dtype)
     second_order = sum(tokens * i * i / 2 + 4 * o * i * i + i**3 for o, i in grams) / _flops_per_second(

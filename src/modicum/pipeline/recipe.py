@@ -38,6 +38,11 @@ class Calibration(BaseModel):
     )
     samples: int = Field(128, ge=1, description="number of windows")
     length: int = Field(2048, ge=2, description="tokens per window")
+    propagate_error: bool = Field(
+        True,
+        description="calibrate a block on what the compressed blocks before it give; without, on what the dense model "
+        "gives, in one forward pass instead of two",
+    )
 
 
 class Recipe(BaseModel):

@@ -139,12 +139,13 @@ class Run:
                 continue
             self.source.load(block)
             return_freed_memory()
-            if block.index < finished:
+            moved = False
+            if block.index >= finished:
+                moved = self._compress(workspace, block, replay, hidden, gradients)
+            elif self.recipe.calibration.propagate_error:
                 self.progress.working(block.index, "reading the finished block")
                 restore_block(workspace, block, self.source.names, self.plan.format)
-            else:
-                self._compress(workspace, block, replay, hidden, gradients)
-            if replay is not None and block.index + 1 < len(blocks):
+            if replay is not None and not moved and block.index + 1 < len(blocks):
                 self.progress.working(block.index, "passing the data on")
                 advance(replay, block, hidden)
             self.source.release(block)
@@ -166,9 +167,11 @@ class Run:
         replay: Replay | None,
         hidden: list[Tensor],
         gradients: GradientPass | None,
-    ) -> None:
+    ) -> bool:
+        """Write a block; True if the hidden states are those of the next one already."""
         self.progress.working(block.index, "collecting statistics")
-        calibrated = calibrate(self.steps, block, replay, hidden)
+        onward = not self.recipe.calibration.propagate_error and block.index + 1 < self.plan.blocks
+        calibrated = calibrate(self.steps, block, replay, hidden, onward=onward)
         if gradients is not None:
             gradients.add_to(calibrated)
         return_freed_memory()
@@ -189,6 +192,7 @@ class Run:
             gradients.drop(block)
         return_freed_memory()
         self.progress.finished(block.index)
+        return onward
 
     def _capture(self, scratch: Path) -> tuple[Replay | None, list[Tensor]]:
         """How the blocks are called, and what enters the first one."""
@@ -240,28 +244,50 @@ def calibrate(
     steps: Steps,
     block: Block,
     replay: Replay | None,
-    hidden: Sequence[Tensor],
+    hidden: list[Tensor],
     masks: Sequence[Tensor | None] = (),
+    *,
+    onward: bool = False,
 ) -> CalibratedBlock:
-    """What the steps want to know of a block; nothing is run if they want nothing or there is no data."""
+    """What the steps want to know of a block; nothing is run if they want nothing or there is no data.
+
+    Args:
+        steps: that will work on it.
+        block: its weights must be in memory.
+        replay: how it is called; None if there is no data.
+        hidden: its inputs, one tensor per batch.
+        masks: as of `observe`.
+        onward: replace `hidden` by what the block gives now, before any step has changed it.
+    """
     wanted = observed_statistics(steps, block)
-    if replay is None or not wanted:
+    if replay is None:
+        return CalibratedBlock(block)
+    if not wanted:
+        if onward:
+            advance(replay, block, hidden)
         return CalibratedBlock(block)
 
     def run(i: int, states: Tensor) -> Tensor:
         return replay.run_block(block, states, i)
 
-    return observe(block, run, hidden, wanted, replayed_parents(steps, block), masks)
+    def keep(i: int, output: Tensor) -> None:
+        _put(hidden, i, output)
+
+    parents = replayed_parents(steps, block)
+    return observe(block, run, hidden, wanted, parents, masks, keep if onward else None)
 
 
 def advance(replay: Replay, block: Block, hidden: list[Tensor]) -> None:
     """Replace the inputs of `block` by its outputs, batch by batch, in place where the shape allows it."""
     for i, states in enumerate(hidden):
-        output = replay.run_block(block, states, i)
-        if output.shape == states.shape:
-            states.copy_(output)
-        else:
-            hidden[i] = output
+        _put(hidden, i, replay.run_block(block, states, i))
+
+
+def _put(hidden: list[Tensor], i: int, output: Tensor) -> None:
+    if output.shape == hidden[i].shape:
+        hidden[i].copy_(output)
+    else:
+        hidden[i] = output
 
 
 def on_disk(hidden: tuple[Tensor, ...], file: Path) -> list[Tensor]:

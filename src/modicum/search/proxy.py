@@ -26,7 +26,7 @@ from modicum.kernels.selection import prune_lowest
 from modicum.models import Anatomy, capture
 from modicum.pipeline.gradients import loaded_gradients
 from modicum.pipeline.loading import load_model
-from modicum.pipeline.run import advance, calibrate
+from modicum.pipeline.run import calibrate
 from modicum.prune.metrics import INPUTS, inputs_of, scores_of
 from modicum.prune.pruner_zero import PrunerZero
 from modicum.search.individual import Outcome
@@ -61,13 +61,12 @@ def collect(model: nn.Module, windows: Tensor, text: Tensor, file: Path) -> None
     hidden = [states.clone() for states in replay.hidden]
     found = {"text": text}
     for block in anatomy.blocks:
-        calibrated = calibrate(steps, block, replay, hidden)
+        calibrated = calibrate(steps, block, replay, hidden, onward=True)
         own = {layer.name: gradients[layer.name] for layer in block.layers}
         calibrated.add_gradients(own, windows.numel())
         for layer in block.layers:
             values = inputs_of(read(EVERYTHING), layer.weight, calibrated.layer_statistics(layer))
             found |= {f"{layer.name}.{letter}": values[letter].contiguous() for letter in "XG"}
-        advance(replay, block, hidden)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(file, found)
 
