@@ -1,8 +1,10 @@
 """Measure whole processes: wall time and peak resident memory of one child, on one thread.
 
 The kernel counts into a child's peak what the parent held when it was forked, so this file and the drivers
-import nothing beyond the standard library. The one-minute load average is read before and after each run; a
-run that shared the machine is made again, and after some tries is kept and marked as noisy.
+import nothing beyond the standard library. Resident memory includes pages of mapped files, which cost nothing while
+nobody else needs the room; what the child holds of its own is looked up a hundred times a second. The one-minute load
+average is read before and after each run; a run that shared the machine is made again, and after some tries is kept
+and marked as noisy.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 
 QUIET_LOAD = 1.5
 PAUSE = 20.0  # seconds between two looks at the load
+LOOK = 0.01  # seconds between two looks at the memory of a child
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Measurement:
 
     wall: float  # seconds
     peak_rss: int  # bytes
+    peak_anonymous: int  # bytes of it that no file backs, as far as they were seen
     load: float  # the larger one-minute load average of before and after
     noisy: bool
     returncode: int
@@ -48,7 +52,11 @@ def run(command: list[str]) -> Measurement:
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         started = time.perf_counter()
         child = subprocess.Popen(command, stdout=output, stderr=errors, env=one_thread())
-        _, status, usage = os.wait4(child.pid, 0)
+        anonymous, done = 0, 0
+        while not done:
+            anonymous = max(anonymous, anonymous_bytes(child.pid))
+            time.sleep(LOOK)
+            done, status, usage = os.wait4(child.pid, os.WNOHANG)
         wall = time.perf_counter() - started
         child.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
@@ -58,12 +66,22 @@ def run(command: list[str]) -> Measurement:
     return Measurement(
         wall=wall,
         peak_rss=usage.ru_maxrss * 1024,
+        peak_anonymous=anonymous,
         load=load,
         noisy=load > QUIET_LOAD,
         returncode=child.returncode,
         report=last_json(printed),
         error=(complaint + printed)[-2000:] if child.returncode else "",
     )
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Resident bytes of a process that no file backs; 0 where /proc does not say."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
 def measure(

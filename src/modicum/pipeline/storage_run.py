@@ -26,6 +26,7 @@ from modicum.formats.merge import join_all, plan_shards
 from modicum.formats.native import config_entries
 from modicum.formats.shards import Shards, write_json
 from modicum.kernels.allocator import return_freed_memory
+from modicum.method import StorageMethod
 from modicum.models.class_models import class_kind, network_of
 from modicum.models.image_models import image_kind
 from modicum.pipeline.checkpoint import copy_companions, file_hash
@@ -85,13 +86,7 @@ class StorageRun:
     @cached_property
     def source(self) -> Source:
         """The dense checkpoint that is coded."""
-        directory = self.directory if self.before is None else self.made
-        if class_kind(directory):
-            raise UnsupportedModel(
-                f"The files of {directory.name}, a model that draws classes, are not coded yet.",
-                "Compress a language model or one that draws image by image.",
-            )
-        return Source.open(directory)
+        return dense_source(self.directory if self.before is None else self.made)
 
     def execute(self) -> Manifest:
         """Carry the run out, or take it up where it was interrupted; returns what modicum.json says."""
@@ -119,27 +114,7 @@ class StorageRun:
 
     @cached_property
     def _groups(self) -> dict[str, CodedGroup]:
-        """All groups whose weights have one dtype that can be coded, whether they will shrink or not."""
-        source, groups = self.source, {}
-        shapes = {name: tuple(p.shape) for name, p in source.model.named_parameters(remove_duplicate=False)}
-        for name, parameters in self.step.groups(source.anatomy).items():
-            parts = {parameter: source.names.sources(parameter) for parameter in parameters}
-            dtypes = {source.shards.tensors[part.name].dtype for some in parts.values() for part in some}
-            if len(dtypes) == 1 and (dtype := dtype_name(next(iter(dtypes)))) in (
-                "bfloat16",
-                "float16",
-                "float32",
-            ):
-                weights = tuple(
-                    CodedWeight(
-                        name=parameter,
-                        shape=shapes[parameter],
-                        tensors=tuple((part.name, source.shards.tensors[part.name].shape) for part in some),
-                    )
-                    for parameter, some in parts.items()
-                )
-                groups[name] = CodedGroup(dtype=dtype, weights=weights)
-        return groups
+        return coded_groups(self.source, self.step)
 
     def _code(self, workspace: Workspace) -> None:
         finished = workspace.finished()
@@ -217,6 +192,44 @@ class StorageRun:
                 "files": {name: file_hash(root / name) for name in shards},
             }
         ).write(root)  # fmt: skip
+
+
+def dense_source(directory: Path) -> Source:
+    """A checkpoint whose weights can be coded.
+
+    Raises:
+        UnsupportedModel: the model is one whose files are not coded.
+    """
+    if class_kind(directory):
+        raise UnsupportedModel(
+            f"The files of {directory.name}, a model that draws classes, are not coded yet.",
+            "Compress a language model or one that draws image by image.",
+        )
+    return Source.open(directory)
+
+
+def coded_groups(source: Source, step: StorageMethod) -> dict[str, CodedGroup]:
+    """All groups of a step whose weights have one dtype that can be coded, whether they will shrink or not."""
+    groups = {}
+    shapes = {name: tuple(p.shape) for name, p in source.model.named_parameters(remove_duplicate=False)}
+    for name, parameters in step.groups(source.anatomy).items():
+        parts = {parameter: source.names.sources(parameter) for parameter in parameters}
+        dtypes = {source.shards.tensors[part.name].dtype for some in parts.values() for part in some}
+        if len(dtypes) == 1 and (dtype := dtype_name(next(iter(dtypes)))) in (
+            "bfloat16",
+            "float16",
+            "float32",
+        ):
+            weights = tuple(
+                CodedWeight(
+                    name=parameter,
+                    shape=shapes[parameter],
+                    tensors=tuple((part.name, source.shards.tensors[part.name].shape) for part in some),
+                )
+                for parameter, some in parts.items()
+            )
+            groups[name] = CodedGroup(dtype=dtype, weights=weights)
+    return groups
 
 
 def summary(records: dict[str, Any], nbytes: int) -> dict[str, Any]:
