@@ -8,16 +8,13 @@ from pydantic import Field
 from torch import Tensor
 
 from modicum.calibrate.statistics import Statistics
-from modicum.kernels.selection import prune_lowest
-from modicum.method import LayerMethod, Paper, Target
-from modicum.prune.pattern import Pattern, expected_form, masked_form, scores_of, workspace
-from modicum.weights.base import WeightForm
-from modicum.weights.properties import NMPattern, Property, ZeroMask
+from modicum.method import Paper, Target
+from modicum.prune.scored import Scored
 
 SMALLEST = 1e-30
 
 
-class ACE(LayerMethod):
+class ACE(Scored):
     """Prune by how far a weight turns the layer's output and how much its input varies; no weight is updated.
 
     Scores, for outputs a_t = W x_t of the tokens t, compared within each output row:
@@ -41,39 +38,21 @@ class ACE(LayerMethod):
         "2025",
         "2505.21987",
     )
-    keeps = (ZeroMask, NMPattern)
 
-    sparsity: float = Field(0.5, ge=0, lt=1, description="fraction of every output row that becomes zero")
-    pattern: Pattern = Field(
-        None, description="N:M pattern such as 2:4, N of M weights stay; replaces sparsity"
-    )
     score: Literal["both", "cosp", "varp"] = Field("both", description="which of the two scores")
     expansion: Literal["exact", "first"] = Field("exact", description="of the cosine, in cosp")
     balance: float = Field(1.0, ge=0, description="weight of varp beside cosp")
-
-    def gives(self) -> tuple[Property, ...]:
-        return self.pattern.gives() if self.pattern else (ZeroMask(),)
 
     def statistics(self) -> frozenset[str]:
         direction = "turning" if self.expansion == "exact" else "alignment"
         cosp = {"column_norm", direction} if self.score != "varp" else set()
         return frozenset(cosp | ({"column_var"} if self.score != "cosp" else set()))
 
-    def expected_form(self, weight: Tensor) -> WeightForm:
-        return expected_form(weight, weight.shape[0] * self._per_row(weight), self.pattern)
-
     def workspace(self, weight: Tensor) -> int:
-        return 4 * 4 * weight.numel() + workspace(weight, self.pattern)  # two scores and their operands
+        return 4 * 4 * weight.numel() + super().workspace(weight)  # two scores and their operands
 
-    def compress(self, target: Target, statistics: Statistics) -> WeightForm:
-        scores = scores_of(self._scores(target.weight.float().abs(), statistics), target.zeros)  # [out, in]
-        if self.pattern:
-            pruned = self.pattern.pruned(target.name, scores)
-        else:
-            pruned = prune_lowest(scores, self._per_row(scores))
-        return masked_form(target, pruned, self.pattern)
-
-    def _scores(self, magnitude: Tensor, statistics: Statistics) -> Tensor:
+    def scores(self, target: Target, statistics: Statistics) -> Tensor:
+        magnitude = target.weight.float().abs()  # [out, in]
         if self.score == "cosp":
             return self._cosp(magnitude, statistics)
         varp = magnitude * statistics.column_var.sqrt()
@@ -88,6 +67,3 @@ class ACE(LayerMethod):
         if len(magnitude) == 1:
             return magnitude * statistics.column_norm
         return magnitude * statistics.turning
-
-    def _per_row(self, matrix: Tensor) -> int:
-        return int(self.sparsity * matrix.shape[1])

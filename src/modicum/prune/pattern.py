@@ -95,7 +95,7 @@ def workspace(weight: Tensor, pattern: NM | None) -> int:
 
 def scores_of(scores: Tensor, zeros: Tensor | None) -> Tensor:
     """`scores` [out, in], changed in place: what an earlier step set to zero sinks below all else, it goes first."""
-    return scores if zeros is None else scores.masked_fill_(zeros, -1.0)
+    return scores if zeros is None else scores.masked_fill_(zeros, -torch.inf)
 
 
 def masked_form(

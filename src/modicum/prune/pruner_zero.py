@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from modicum.calibrate.statistics import Statistics
 from modicum.errors import InvalidSetting
-from modicum.kernels.selection import prune_lowest
-from modicum.method import LayerMethod, Paper, Target
+from modicum.method import Paper, Target
 from modicum.prune import metrics
-from modicum.prune.pattern import Pattern, expected_form, masked_form, workspace
+from modicum.prune.scored import Scored
 from modicum.symbolic import Node
-from modicum.weights.base import WeightForm
-from modicum.weights.properties import NMPattern, Property, ZeroMask
 
 
-class PrunerZero(LayerMethod):
+class PrunerZero(Scored):
     """Prune by a formula over weights, gradients and input norms; the default was found by genetic programming.
 
     Score: S = W^2 (G - min G), G the size of the gradient at each weight over the calibration windows, from the dense
@@ -41,12 +37,7 @@ class PrunerZero(LayerMethod):
         "ICML 2024",
         "2406.02924",
     )
-    keeps = (ZeroMask, NMPattern)
 
-    sparsity: float = Field(0.5, ge=0, lt=1, description="fraction of every output row that becomes zero")
-    pattern: Pattern = Field(
-        None, description="N:M pattern such as 2:4, N of M weights stay; replaces sparsity"
-    )
     metric: Annotated[str, BeforeValidator(metrics.normalised)] = Field(
         "pruner_zero",
         description="formula over W, G, X; magnitude, wanda, ria, gblm, pruner_zero; a tree as JSON",
@@ -56,29 +47,13 @@ class PrunerZero(LayerMethod):
     def _expression(self) -> Node:
         return metrics.expression(self.metric)
 
-    def gives(self) -> tuple[Property, ...]:
-        return self.pattern.gives() if self.pattern else (ZeroMask(),)
-
     def statistics(self) -> frozenset[str]:
         return metrics.statistics_of(self._expression)
 
-    def expected_form(self, weight: Tensor) -> WeightForm:
-        return expected_form(weight, weight.shape[0] * self._per_row(weight), self.pattern)
-
     def workspace(self, weight: Tensor) -> int:
-        return metrics.score_bytes(self._expression, weight) + workspace(weight, self.pattern)
+        return metrics.score_bytes(self._expression, weight) + super().workspace(weight)
 
-    def compress(self, target: Target, statistics: Statistics) -> WeightForm:
-        scores = self._scores(target, statistics)  # [out, in]
-        if target.zeros is not None:
-            scores = scores.masked_fill(target.zeros, -torch.inf)
-        if self.pattern:
-            pruned = self.pattern.pruned(target.name, scores)
-        else:
-            pruned = prune_lowest(scores, self._per_row(scores))
-        return masked_form(target, pruned, self.pattern)
-
-    def _scores(self, target: Target, statistics: Statistics) -> Tensor:
+    def scores(self, target: Target, statistics: Statistics) -> Tensor:
         """The formula's value at every weight, [out, in].
 
         Raises:
@@ -92,7 +67,4 @@ class PrunerZero(LayerMethod):
                 f"At {target.name} the formula {node} gives NaN or infinity.",
                 "Scale its parts, or leave it out.",
             )
-        return scores
-
-    def _per_row(self, matrix: Tensor) -> int:
-        return int(self.sparsity * matrix.shape[1])
+        return scores if target.zeros is None else scores.clone()  # a formula may be one of its letters
