@@ -7,7 +7,8 @@ and shrinks to a third, while the others stay as they are.
 
     ZipNN: Lossless Compression for AI Models (arXiv 2411.05239)
 
-ZipNN gathers the bytes in the same way and compresses them with a Huffman coder of its own.
+ZipNN gathers the bytes in the same way and compresses them with a Huffman coder of its own. Every frame here carries
+a checksum of its plane, so that damage ends in an error and not in other weights.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def compress_planes(weight: Tensor, level: int = LEVEL) -> list[bytes]:
     Raises:
         MissingExtra: the package `zstandard` is not installed.
     """
-    compressor = _zstandard().ZstdCompressor(level=level)
+    compressor = _zstandard().ZstdCompressor(level=level, write_checksum=True)
     word = DTYPES[weight.dtype]
     words = weight.detach().reshape(-1).contiguous().view(torch.uint8).numpy().view(word)
     planes = np.empty((word.itemsize, len(words)), np.uint8)
@@ -68,6 +69,8 @@ def decompress_planes(frames: Sequence[bytes], shape: Sequence[int], dtype: torc
     word, n = DTYPES[dtype], int(np.prod(shape, dtype=np.int64))
     if len(frames) != word.itemsize:
         raise CheckpointError(f"{len(frames)} planes cannot be weights of {dtype}.", "Fetch the file again.")
+    for frame in frames:
+        _check_size(frame, n)  # before there is room for any of them
     planes = np.empty((word.itemsize, n), np.uint8)
     for plane, frame in zip(planes, frames, strict=True):
         plane[:] = _plane(frame, n)
@@ -80,16 +83,29 @@ def decompress_planes(frames: Sequence[bytes], shape: Sequence[int], dtype: torc
     return torch.from_numpy(words.view(np.uint8)).view(dtype).view(*shape)
 
 
-def _plane(frame: bytes, n: int) -> NDArray[np.uint8]:
-    """The `n` bytes of a frame; its header is asked first, because it may promise more than there is memory."""
+def _check_size(frame: bytes, n: int) -> None:
+    """Refuse a frame whose header does not promise `n` bytes: it may promise more than there is memory."""
     zstandard = _zstandard()
     try:
         size = zstandard.frame_content_size(frame)
-        data = zstandard.ZstdDecompressor().decompress(frame) if size == n else b""
+    except zstandard.ZstdError as error:
+        raise CheckpointError(f"A plane of bytes is damaged: {error}.", "Fetch the file again.") from error
+    if size != n:
+        promised = f"{size} bytes" if size >= 0 else "unknown size"
+        raise CheckpointError(f"A plane of {promised} cannot hold {n} weights.", "Fetch the file again.")
+
+
+def _plane(frame: bytes, n: int) -> NDArray[np.uint8]:
+    """The `n` bytes of a frame that promises as many; room is made for no more, and nothing may follow it."""
+    zstandard = _zstandard()
+    try:
+        data = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CheckpointError(f"A plane of bytes is damaged: {error}.", "Fetch the file again.") from error
     if len(data) != n:
-        raise CheckpointError(f"A plane of {size} bytes cannot hold {n} weights.", "Fetch the file again.")
+        raise CheckpointError(
+            f"A plane of {len(data)} bytes cannot hold {n} weights.", "Fetch the file again."
+        )
     return np.frombuffer(data, np.uint8)
 
 

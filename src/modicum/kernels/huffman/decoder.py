@@ -80,9 +80,9 @@ def check_gaps(prepared: Prepared) -> None:
     """
     encoded, tables = prepared.encoded, prepared.tables
     gaps = unpacked_gaps(encoded.gaps).to(torch.uint8).numpy()
-    places = (encoded.encoded_exponent.numpy(), prepared.begins, prepared.positions, gaps)
-    code = (prepared.lanes.first.numpy(), tables.symbols, tables.starts, tables.lengths)
-    chunk = compiled().wrong_gap(*places, *code)
+    places = (encoded.encoded_exponent.numpy(), prepared.begins, prepared.positions)
+    code = (tables.windows, tables.symbols, tables.starts, tables.lengths)
+    chunk = compiled().wrong_gap(gaps, *places, *code)
     if chunk >= 0:
         refuse(prepared.name, f"the gap of chunk {chunk} is not where its first code begins")
 

@@ -169,24 +169,19 @@ def _read(
     done, shift = 0, _U(64 - WINDOW)
     fast = count - LOOKUPS * MAX_SYMBOLS
     last_word = 8 * (len(stream) - 8)
-    while done < fast and position <= last_word:
-        word = _load(stream, position >> 3) << _U(position & 7)  # type: ignore[call-arg]
-        entry = _U(0)
-        for _ in range(LOOKUPS):
-            entry = windows[word >> shift]
-            _store(decoded, done, entry)
-            done += int((entry >> _U(48)) & _BYTE)
-            bits = entry >> _U(56)
-            word <<= bits
-            position += int(bits)
-        if entry == 0:
-            code = _next(_load_any(stream, position >> 3) << _U(position & 7), symbols, starts, lengths)
-            if code == 0:
-                return -1
-            decoded[done] = code & 255
-            done += 1
-            position += code >> 8
     while done < count:
+        if done < fast and position <= last_word:
+            word = _load(stream, position >> 3) << _U(position & 7)  # type: ignore[call-arg]
+            entry = _U(0)
+            for _ in range(LOOKUPS):
+                entry = windows[word >> shift]
+                _store(decoded, done, entry)
+                done += int((entry >> _U(48)) & _BYTE)
+                bits = entry >> _U(56)
+                word <<= bits
+                position += int(bits)
+            if entry:
+                continue
         code = _next(_load_any(stream, position >> 3) << _U(position & 7), symbols, starts, lengths)
         if code == 0:
             return -1
@@ -247,32 +242,33 @@ def decode_blocks(
 
 @njit(nogil=True, cache=True)
 def wrong_gap(
+    gaps: NDArray[np.uint8],
     stream: NDArray[np.uint8],
     begins: NDArray[np.int64],
     positions: NDArray[np.int64],
-    gaps: NDArray[np.uint8],
-    first: NDArray[np.int16],
+    windows: NDArray[np.uint64],
     symbols: NDArray[np.uint8],
     starts: NDArray[np.uint32],
     lengths: NDArray[np.uint8],
 ) -> int:
     """The first chunk whose gap, uint8 [chunks], is not where a code first begins in it, or -1.
 
-    Args:
-        first: int16 [2 ** WINDOW], `LaneTables`; the other arguments are those of `decode_blocks`.
+    Chunks in which no code begins, all of them at the end, have a gap of 0, or that of where the last code ends. The
+    other arguments are those of `decode_blocks`.
     """
+    decoded = np.empty(MOST + SLACK, np.uint8)
+    position, chunk = 0, -1
     for block in range(len(begins) - 1):
-        position, chunk = begins[block], -1
-        for _ in range(positions[block + 1] - positions[block]):
+        position, count = begins[block], positions[block + 1] - positions[block]
+        if _read(stream, position, count, windows, symbols, starts, lengths, decoded) < 0:
+            return chunk + 1
+        for i in range(count):
             if position >> 6 != chunk:
                 chunk = position >> 6
                 if chunk >= len(gaps) or gaps[chunk] != position & 63:
                     return chunk
-            word = _load_any(stream, position >> 3) << _U(position & 7)
-            code = int(first[word >> _U(64 - WINDOW)])
-            if code == 0:
-                code = _next(word, symbols, starts, lengths)
-            if code == 0:
-                return chunk
-            position += code >> 8
+            position += lengths[decoded[i]]
+    for behind in range(chunk + 1, len(gaps)):
+        if gaps[behind] != 0 and (behind != position >> 6 or gaps[behind] != position & 63):
+            return behind
     return -1
