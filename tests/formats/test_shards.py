@@ -78,6 +78,16 @@ def test_data_begins_at_a_multiple_of_eight_bytes(tmp_path: Path) -> None:
     assert struct.unpack("<Q", (tmp_path / "a").read_bytes()[:8])[0] % 8 == 0
 
 
+@given(start=st.integers(0, 40), count=st.integers(0, 40))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_part_of_a_tensor_is_a_slice_of_it(tmp_path: Path, start: int, count: int) -> None:
+    whole = torch.arange(30, dtype=torch.bfloat16).view(5, 6)
+    save_file({"a": torch.ones(3), "w": whole, "z": torch.ones(3)}, tmp_path / "model.safetensors")
+    part = Shards(tmp_path).read_part("w", start, count)
+    assert part.dtype == torch.bfloat16
+    assert torch.equal(part, whole.flatten()[start : start + count])
+
+
 def test_a_tensor_that_was_read_is_writable_and_its_own(tmp_path: Path) -> None:
     write_tensors(tmp_path / SINGLE, {"a": torch.zeros(4)})
     found = Shards(tmp_path)

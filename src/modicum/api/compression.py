@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modicum.api.planning import layers_planned, planned
+from modicum.api.planning import layers_planned, storage_planned
 from modicum.api.policies import fitting_batches
 from modicum.api.training import layer_windows, prepare_whole, transform_loaded
 from modicum.data.samples import Samples, Table
@@ -26,6 +26,7 @@ from modicum.pipeline.policy_run import PolicyRun
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress, Run, Silent, check_device
 from modicum.pipeline.source import Source
+from modicum.pipeline.storage_plan import StoragePlan
 from modicum.pipeline.storage_run import StorageRun
 from modicum.pipeline.whole_plan import WholePlan
 from modicum.pipeline.whole_run import WholeRun
@@ -194,22 +195,21 @@ def plan(
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     form: Format = "auto",
-) -> Plan | WholePlan:
-    """What a run would do and need, from config and headers alone; arguments as for `prepare`.
+) -> Plan | WholePlan | StoragePlan:
+    """What a run would do and need; arguments as for `prepare`.
 
-    Runtime steps change no weight, so they are left out. With steps over the whole model, and for models that draw
-    classes, the plan says less and names what is not known.
+    Layer steps are planned from config and headers alone, storage steps from a sample of the weights as well. Runtime
+    steps change no weight, so they are left out. With steps over the whole model, and for models that draw classes,
+    the plan says less and names what is not known.
 
     Raises:
-        RecipeConflict: no step changes a weight.
+        RecipeConflict: no step changes a weight or how it is stored.
     """
     check_device(device)
     steps = as_recipe(recipe)
-    weights = split_steps(steps.steps).weights
-    if not weights:
+    if not split_steps(steps.steps).written:
         raise RecipeConflict(
             "The recipe leaves all weights as they are, so there is nothing to plan.",
             "Run it: modicum compress.",
         )
-    changing = steps.model_copy(update={"steps": weights})
-    return planned(network_of(locate(model)), changing, dtype, device, form)
+    return storage_planned(network_of(locate(model)), steps, dtype, device, form)

@@ -14,6 +14,8 @@ from modicum.pipeline.outline import Outline
 from modicum.pipeline.plan import Format, Plan, make_plan
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.source import Source
+from modicum.pipeline.storage_plan import StoragePlan, make_storage_plan
+from modicum.pipeline.storage_run import dense_source
 from modicum.pipeline.whole import model_type
 from modicum.pipeline.whole_plan import WholePlan, make_whole_plan
 
@@ -40,6 +42,18 @@ def planned(
         return layers_planned(source, recipe, form)
     outline = Outline.of_source(source)
     return make_whole_plan(outline, recipe, str(directory), form, _length(source, recipe))
+
+
+def storage_planned(
+    directory: Path, recipe: Recipe, dtype: torch.dtype | None, device: str, form: Format
+) -> Plan | WholePlan | StoragePlan:
+    """What a run of these steps would do, which change weights or, the last of them, how they are stored."""
+    steps = split_steps(recipe.steps)
+    changing = recipe.model_copy(update={"steps": steps.weights})
+    if not steps.storage:
+        return planned(directory, changing, dtype, device, form)
+    before = planned(directory, changing, dtype, device, "plain") if steps.weights else None
+    return make_storage_plan(dense_source(directory), steps.storage[0], before)
 
 
 def layers_planned(source: Source, recipe: Recipe, form: Format) -> Plan:

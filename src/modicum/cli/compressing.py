@@ -175,18 +175,26 @@ def plan(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Say what a run would do and need, from config and headers alone; nothing is written."""
+    """Say what a run would do and need, from config and headers (and, to code without loss, a sample of the weights).
+
+    Nothing is written.
+    """
     from modicum import api
     from modicum.cli.console import console, plan_table, print_json
+    from modicum.cli.storage_plan import storage_plan_table
     from modicum.cli.whole_plan import whole_plan_table
     from modicum.pipeline.plan import Plan
+    from modicum.pipeline.storage_plan import StoragePlan
 
     steps = _recipe(recipe, method, set_, calibration, samples, length, seed, propagate_error)
     made = api.plan(model, steps, **_place(format_, dtype, device))
     if as_json:
         print_json(made.to_dict())
-    table = plan_table(made) if isinstance(made, Plan) else whole_plan_table(made)
-    console(quiet, as_json).print(table)
+    screen = console(quiet, as_json)
+    if isinstance(made, StoragePlan):
+        screen.print(storage_plan_table(made))
+    else:
+        screen.print(plan_table(made) if isinstance(made, Plan) else whole_plan_table(made))
 
 
 def _place(form: str, dtype: str, device: str) -> dict[str, Any]:

@@ -131,18 +131,24 @@ class Shards:
         Raises:
             CheckpointError: there is no such tensor, or its bytes cannot be read.
         """
+        stored = self._stored(name)
+        return _read(name, stored, stored.shape, stored.start)
+
+    def read_part(self, name: str, start: int, count: int) -> Tensor:
+        """`count` values of a tensor from place `start` on, or as many as there are; flat, in memory of their own.
+
+        Raises:
+            CheckpointError: there is no such tensor, or its bytes cannot be read.
+        """
+        stored = self._stored(name)
+        start = min(start, prod(stored.shape))
+        count = min(count, prod(stored.shape) - start)
+        return _read(name, stored, (count,), stored.start + start * stored.dtype.itemsize)
+
+    def _stored(self, name: str) -> Stored:
         if name not in self.tensors:
             raise CheckpointError(f"{self.path} holds no tensor {name}.")
-        stored = self.tensors[name]
-        try:
-            tensor = torch.empty(stored.shape, dtype=stored.dtype)
-            buffer = tensor.reshape(-1).view(torch.uint8).numpy() if stored.nbytes else None
-            with stored.file.open("rb", buffering=0) as stream:
-                stream.seek(stored.start)
-                _read_into(stream, buffer)
-        except (OSError, EOFError, RuntimeError, OverflowError, TypeError) as error:
-            raise CheckpointError(f"{stored.file}: the tensor {name} cannot be read ({error}).") from error
-        return tensor
+        return self.tensors[name]
 
     def summary(self) -> dict[str, int]:
         """How many tensors there are, and their bytes."""
@@ -156,6 +162,19 @@ class Shards:
         for file in sorted({at.file for at in self.tensors.values()}):
             digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
         return digest.hexdigest()
+
+
+def _read(name: str, stored: Stored, shape: tuple[int, ...], start: int) -> Tensor:
+    """A tensor of this shape from byte `start` of a file on."""
+    try:
+        tensor = torch.empty(shape, dtype=stored.dtype)
+        buffer = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.nbytes else None
+        with stored.file.open("rb", buffering=0) as stream:
+            stream.seek(start)
+            _read_into(stream, buffer)
+    except (OSError, EOFError, RuntimeError, OverflowError, TypeError) as error:
+        raise CheckpointError(f"{stored.file}: the tensor {name} cannot be read ({error}).") from error
+    return tensor
 
 
 def _read_into(stream: Any, buffer: Any) -> None:
