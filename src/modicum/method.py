@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -94,6 +94,7 @@ class Context:
         objective: the loss that they train with; that of the model's kind by default.
         teacher: the model to learn from, for methods that distil.
         notes: what methods found out, by their name; a method adds to it, and modicum.json keeps it.
+        promised: what holds for the layers of the model, by name: a method that keeps it must not break it.
     """
 
     generator: torch.Generator
@@ -106,6 +107,7 @@ class Context:
     objective: Objective | None = None
     teacher: nn.Module | None = None
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    promised: Mapping[str, frozenset[Property]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,10 @@ class LayerMethod(Method):
             return any(fnmatch(name, p) or fnmatch(name, f"*.{p}") or role == p for p in patterns)
 
         return (not self.only or matches(self.only)) and not matches(self.skip)
+
+    def of_layer(self, name: str) -> Self:
+        """This step with the settings that it has for the layer `name`: its own, unless layers share a budget."""
+        return self
 
     def statistics(self) -> frozenset[str]:
         """Names of the calibration statistics that `compress` reads; empty means that no data is needed."""

@@ -73,6 +73,22 @@ def prune_lowest_global(scores: Tensor, count: int) -> Tensor:
     return pruned.view(scores.shape)
 
 
+def lowest_blocks(sums: Tensor, count: int, rows: int, columns: int) -> Tensor:
+    """Mark the `count` blocks of the lowest sums.
+
+    Args:
+        sums: [r, c], one for each block.
+        count: 0 to r * c.
+        rows: height of a block.
+        columns: width of a block.
+
+    Returns:
+        bool [r * rows, c * columns], exactly `count` blocks True.
+    """
+    lowest = prune_lowest_global(sums, count)
+    return lowest.repeat_interleave(columns, 1).repeat_interleave(rows, 0)
+
+
 def semi_structured(scores: Tensor, n_kept: int, m: int) -> Tensor:
     """Mark the `m - n_kept` lowest scores of every aligned group of `m` columns.
 

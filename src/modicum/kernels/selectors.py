@@ -1,4 +1,4 @@
-"""Which weights a column sweep prunes: unstructured, N:M or a given mask.
+"""Which weights a column sweep prunes: unstructured, whole blocks, N:M or a given mask.
 
 A selector is asked when the sweep reaches the first column of a span, so it judges weights that already
 carry the corrections of everything before them. Scores are w^2 / U_cc^2, the output error of removing one
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import InvalidSetting
-from modicum.kernels.selection import prune_lowest, prune_lowest_global
+from modicum.kernels.selection import lowest_blocks, prune_lowest, prune_lowest_global
 
 
 class Selector(Protocol):
@@ -46,6 +46,37 @@ class Unstructured:
     def choose(self, columns: Tensor, diagonal: Tensor, start: int) -> Tensor:
         """The lowest scores of the block, an exact number of them."""
         return prune_lowest_global(_scores(columns, diagonal), int(self.sparsity * columns.numel()))
+
+
+@dataclass(frozen=True)
+class BlockStructured:
+    """Prune whole aligned blocks of `rows` outputs by `columns` inputs, by the sum of w^2 / U_cc^2 over the block.
+
+    The blocks of a span compete. Whatever the span, int(sparsity * blocks) of all blocks go in the end.
+
+    Args:
+        sparsity: the fraction of the blocks that go.
+        rows: of a block; they divide the outputs.
+        columns: of a block; they divide the inputs.
+        block: columns that are decided together, rounded to whole blocks.
+    """
+
+    sparsity: float
+    rows: int
+    columns: int
+    block: int = 128
+
+    def span(self, in_features: int) -> int:
+        """As many whole blocks as fit into `block` columns, one at least."""
+        return min(max(1, self.block // self.columns) * self.columns, in_features)
+
+    def choose(self, columns: Tensor, diagonal: Tensor, start: int) -> Tensor:
+        """The blocks of the lowest sums."""
+        scores = _scores(columns, diagonal)
+        sums = scores.unflatten(0, (-1, self.columns)).sum(1).unflatten(1, (-1, self.rows)).sum(2)
+        before = start // self.columns * sums.shape[1]  # blocks that are decided already
+        due = int(self.sparsity * (before + sums.numel())) - int(self.sparsity * before)
+        return lowest_blocks(sums, due, self.columns, self.rows)
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from modicum.calibrate.statistics import Statistics
 from modicum.kernels.cholesky import damped, inverse_cholesky
 from modicum.kernels.compensation import solver_bytes, sweep
 from modicum.kernels.refit import refit, refit_bytes
-from modicum.kernels.selectors import JointSemiStructured, Keeping, Selector, Unstructured
+from modicum.kernels.selectors import JointSemiStructured, Selector
 from modicum.method import Paper, Target
 from modicum.prune.compensated import CompensatedPruning
-from modicum.prune.pattern import masked_form, workspace
+from modicum.prune.pattern import NM, masked_form
 from modicum.weights.base import WeightForm
 
 
@@ -49,16 +49,15 @@ class APT(CompensatedPruning):
 
     def workspace(self, weight: Tensor) -> int:
         swept = 4 * weight.numel() + weight.numel()  # result and mask of the sweep
-        stored = swept + weight.nbytes + workspace(weight, self.pattern)
+        stored = swept + weight.nbytes + super().workspace(weight)
         return max(solver_bytes(*weight.shape), swept + refit_bytes(*weight.shape), stored)
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
-        if self.pattern:
-            self.pattern.check(target.name, target.weight.shape[1])
+        self.check(target)
         factor, dead, damp = inverse_cholesky(statistics.gram, self.damp)  # U [in, in]
         weight = target.weight.masked_fill(dead, 0) if bool(dead.any()) else target.weight
         swept = sweep(
-            weight, factor, selector=self._selector(factor, target.zeros), block_size=self.block_size
+            weight, factor, selector=self.selector(factor, target.zeros), block_size=self.block_size
         )
         del factor
         assert swept.mask is not None
@@ -66,10 +65,5 @@ class APT(CompensatedPruning):
         best = refit(weight, swept.weight, swept.mask, gram, tolerance=self.tolerance, steps=self.steps)
         return masked_form(target, swept.mask, self.pattern, best)
 
-    def _selector(self, factor: Tensor, zeros: Tensor | None) -> Selector:
-        own: Selector = (
-            JointSemiStructured(self.pattern.n, self.pattern.m, factor)
-            if self.pattern
-            else Unstructured(self.sparsity, self.block_size)
-        )
-        return own if zeros is None else Keeping(own, zeros)
+    def groups(self, pattern: NM, factor: Tensor) -> Selector:
+        return JointSemiStructured(pattern.n, pattern.m, factor)

@@ -48,7 +48,7 @@ class PrunerZero(Scored):
         return metrics.expression(self.metric)
 
     def statistics(self) -> frozenset[str]:
-        return metrics.statistics_of(self._expression)
+        return metrics.statistics_of(self._expression) | super().statistics()
 
     def workspace(self, weight: Tensor) -> int:
         return metrics.score_bytes(self._expression, weight) + super().workspace(weight)

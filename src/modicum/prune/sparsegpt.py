@@ -8,10 +8,10 @@ from torch import Tensor
 
 from modicum.calibrate.statistics import Statistics
 from modicum.kernels.compensation import Swept, inverse_cholesky, solver_bytes, sweep
-from modicum.kernels.selectors import Keeping, Selector, SemiStructured, Unstructured
+from modicum.kernels.selectors import Selector, SemiStructured
 from modicum.method import Paper, Target
 from modicum.prune.compensated import CompensatedPruning
-from modicum.prune.pattern import masked_form, workspace
+from modicum.prune.pattern import NM, masked_form
 from modicum.weights.base import WeightForm
 
 
@@ -28,14 +28,11 @@ class SparseGPT(CompensatedPruning):
     )
 
     def workspace(self, weight: Tensor) -> int:
-        stored = (
-            4 * weight.numel() + weight.nbytes + workspace(weight, self.pattern)
-        )  # the sweep's float32 result
+        stored = 4 * weight.numel() + weight.nbytes + super().workspace(weight)  # the sweep's float32 result
         return max(solver_bytes(*weight.shape), stored)
 
     def compress(self, target: Target, statistics: Statistics) -> WeightForm:
-        if self.pattern:
-            self.pattern.check(target.name, target.weight.shape[1])
+        self.check(target)
         swept = self._swept(target, statistics)
         assert swept.mask is not None
         return masked_form(target, swept.mask, self.pattern, swept.weight)
@@ -43,12 +40,7 @@ class SparseGPT(CompensatedPruning):
     def _swept(self, target: Target, statistics: Statistics) -> Swept:
         factor, dead, _ = inverse_cholesky(statistics.gram, self.damp)  # U [in, in]
         weight = target.weight.masked_fill(dead, 0) if bool(dead.any()) else target.weight
-        return sweep(weight, factor, selector=self._selector(target.zeros), block_size=self.block_size)
+        return sweep(weight, factor, selector=self.selector(factor, target.zeros), block_size=self.block_size)
 
-    def _selector(self, zeros: Tensor | None) -> Selector:
-        own: Selector = (
-            SemiStructured(self.pattern.n, self.pattern.m)
-            if self.pattern
-            else Unstructured(self.sparsity, self.block_size)
-        )
-        return own if zeros is None else Keeping(own, zeros)
+    def groups(self, pattern: NM, factor: Tensor) -> Selector:
+        return SemiStructured(pattern.n, pattern.m)

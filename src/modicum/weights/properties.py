@@ -75,6 +75,34 @@ class NMPattern:
 
 
 @dataclass(frozen=True)
+class BlockPattern(ZeroMask):
+    """Of the aligned blocks of `rows` outputs by `columns` inputs, int(sparsity * blocks) at least are all zero.
+
+    Whatever keeps zeros keeps this. Without `columns` a block is as wide as the matrix.
+    """
+
+    rows: int
+    columns: int | None
+    sparsity: float
+
+    @property
+    def name(self) -> str:
+        """What is promised, in words."""
+        kind = f"{self.rows}x{self.columns} blocks" if self.columns else "rows"
+        return f"zeros in {self.sparsity:.4g} of its {kind}"
+
+    def violation(self, before: Tensor, after: WeightForm) -> str | None:
+        """How many blocks are all zero."""
+        dense = after.to_dense()
+        columns = self.columns or dense.shape[1]
+        if dense.shape[0] % self.rows or dense.shape[1] % columns:
+            return f"a matrix of {list(dense.shape)} does not divide into them"
+        used = (dense != 0).unflatten(1, (-1, columns)).any(2).unflatten(0, (-1, self.rows)).any(1)
+        zero, wanted = used.numel() - int(used.count_nonzero()), int(self.sparsity * used.numel())
+        return f"{zero} of {used.numel()} are zero, not {wanted}" if zero < wanted else None
+
+
+@dataclass(frozen=True)
 class IntegerGrid:
     """Every weight is a whole multiple of its group's step, with at most 2**bits levels."""
 
