@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import modicum
 from modicum.errors import CheckpointError, UnsupportedModel
 from modicum.kernels.huffman.encoder import encode
-from modicum.weights.coded import Absent, CodedWeights, Group, Place
+from modicum.weights.absent import Absent
+from modicum.weights.coded import CodedWeights, Group, Place
 
 WIDTH, DEPTH = 64, 5
 
@@ -36,7 +37,7 @@ def dense_chain() -> Chain:
     return Chain().to(torch.bfloat16).requires_grad_(False)
 
 
-def coded(model: Chain, prefetch: bool = True) -> CodedWeights:
+def coded(model: Chain) -> CodedWeights:
     """Take the weights of a chain out and put codes in."""
     groups = []
     for index, layer in enumerate(model.layers):
@@ -46,8 +47,8 @@ def coded(model: Chain, prefetch: bool = True) -> CodedWeights:
             layer.register_buffer(name, array)
         place = Place(layer, "weight", (WIDTH, WIDTH), f"layers.{index}.weight")
         del layer._parameters["weight"]
-        groups.append(Group(f"layers.{index}", layer, torch.bfloat16, [(layer, (place,))]))
-    return CodedWeights(groups, torch.bfloat16, prefetch=prefetch)
+        groups.append(Group(f"layers.{index}", layer, torch.bfloat16, torch.bfloat16, [(layer, (place,))]))
+    return CodedWeights(groups)
 
 
 def inputs() -> Tensor:
@@ -59,7 +60,8 @@ def test_a_forward_pass_holds_one_decoded_group() -> None:
     wanted = model(inputs())
     weights = coded(model)
     assert torch.equal(model(inputs()), wanted)
-    (buffer,) = weights._buffers.values()
+    (lane,) = weights._lanes.values()
+    (buffer,) = lane.slots[0].memory.values()
     assert buffer.numel() == WIDTH * WIDTH
     assert sum(p.numel() for p in model.parameters()) == 0
 
@@ -84,7 +86,7 @@ def test_outside_a_pass_a_weight_is_a_shape() -> None:
     weight: Any = model.layers[0].weight
     assert isinstance(weight, Absent)
     assert (weight.shape, weight.dtype, weight.t().shape) == ((WIDTH, WIDTH), torch.bfloat16, (WIDTH, WIDTH))
-    for use in (lambda: weight + 1, lambda: weight.tolist(), lambda: nn.functional.linear(inputs(), weight),
+    for use in (lambda: weight + 1, lambda: weight.tolist(), lambda: nn.functional.linear(weight, inputs()),
                 lambda: weight.clone(), lambda: weight[0], weight.zero_):  # fmt: skip
         with pytest.raises(UnsupportedModel, match=r"layers\.0\.weight|A weight"):
             use()

@@ -13,21 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modicum.errors import CheckpointError
-from modicum.formats.coded import AGAIN, DTYPES, CodedGroup, CodedShards, CodedWeight, Layout
+from modicum.errors import CheckpointError, UnsupportedModel
+from modicum.formats.coded import CodedShards
+from modicum.formats.coded_layout import AGAIN, DTYPES, CodedGroup, CodedWeight, Layout
 from modicum.formats.irregular import submodule
 from modicum.formats.shards import Stored
-from modicum.weights.coded import CodedWeights, Group, Place
+from modicum.weights.coded import HOSTED, CodedWeights, Group, Place
 
 
-def install(model: Any, layout: Layout, stored: Mapping[str, Stored], prefix: str = "") -> list[Group]:
+def install(model: Any, layout: Layout, stored: Mapping[str, Stored]) -> list[Group]:
     """Replace all coded parameters of a model by the arrays of their groups, empty and on the meta device.
 
     Args:
         model: with all its parameters.
         layout: what is coded.
         stored: header entries of the arrays.
-        prefix: path in `model` of the part that the names of the layout are relative to, with a dot behind it.
 
     Returns:
         The groups, in the order in which their modules lie in the model.
@@ -36,16 +36,16 @@ def install(model: Any, layout: Layout, stored: Mapping[str, Stored], prefix: st
         CheckpointError: a module or a parameter is not there, or has another shape.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    claimed = {prefix + weight.name for group in layout.groups.values() for weight in group.weights}
+    claimed = {weight.name for group in layout.groups.values() for weight in group.weights}
     groups = []
     for name, group in layout.groups.items():
-        holder = submodule(model, prefix + name)
-        users = [(holder, tuple(_place(model, parameters, prefix, weight) for weight in group.weights))]
-        users += _tied(model, parameters, prefix, group, claimed)
+        holder = submodule(model, name)
+        users = [(holder, tuple(_place(model, parameters, weight) for weight in group.weights))]
+        users += _tied(model, parameters, group, claimed)
         for key in layout.keys(name):
             empty = torch.empty(stored[key].shape, dtype=stored[key].dtype, device="meta")
             holder.register_buffer(key.rpartition(".")[2], empty)
-        groups.append(Group(prefix + name, holder, DTYPES[group.dtype], users))
+        groups.append(Group(name, holder, DTYPES[group.dtype], _computed(parameters, users[0][1]), users))
     gone = {place.label for group in groups for _, places in group.users for place in places}
     for path in gone:
         owner, _, leaf = path.rpartition(".")
@@ -56,8 +56,8 @@ def install(model: Any, layout: Layout, stored: Mapping[str, Stored], prefix: st
     return sorted(groups, key=lambda group: order[id(group.holder)])
 
 
-def _place(model: nn.Module, parameters: Mapping[str, Tensor], prefix: str, weight: CodedWeight) -> Place:
-    name = prefix + weight.name
+def _place(model: nn.Module, parameters: Mapping[str, Tensor], weight: CodedWeight) -> Place:
+    name = weight.name
     owner, _, leaf = name.rpartition(".")
     if name not in parameters or tuple(parameters[name].shape) != tuple(weight.shape):
         there = list(parameters[name].shape) if name in parameters else "nothing"
@@ -67,14 +67,25 @@ def _place(model: nn.Module, parameters: Mapping[str, Tensor], prefix: str, weig
     return Place(model.get_submodule(owner), leaf, tuple(weight.shape), name)
 
 
+def _computed(parameters: Mapping[str, Tensor], places: Sequence[Place]) -> torch.dtype:
+    """What the model computes in with the weights of a group."""
+    first, *others = (parameters[place.label].dtype for place in places)
+    if any(other != first for other in others):
+        raise UnsupportedModel(
+            f"{places[0].label} and others that are coded with it are kept in several dtypes.",
+            "Write the original with modicum export --plain, and open that.",
+        )
+    return first
+
+
 def _tied(
-    model: Any, parameters: Mapping[str, Tensor], prefix: str, group: CodedGroup, claimed: set[str]
+    model: Any, parameters: Mapping[str, Tensor], group: CodedGroup, claimed: set[str]
 ) -> list[tuple[nn.Module, tuple[Place, ...]]]:
     """Modules elsewhere whose parameter is the one of this group (which has no other)."""
     if len(group.weights) > 1:
         return []
     (weight,) = group.weights
-    wanted, shape = prefix + weight.name, tuple(weight.shape)
+    wanted, shape = weight.name, tuple(weight.shape)
     ties = (
         getattr(model, "all_tied_weights_keys", None) or {}
     )  # transformers ties after it has read the weights
@@ -94,11 +105,10 @@ def _leave_alone(groups: Sequence[Group]) -> None:
     Modules that compute buffers are still called to do so; what they find in the place of a weight is marked itself.
     """
     for group in groups:
-        for user, places in group.users:
+        for user, _ in group.users:
             for module in user.modules():
                 module._is_hf_initialized = not module._non_persistent_buffers_set  # type: ignore[assignment]
-            for place in places:
-                place.clear(group.stored, torch.device("cpu"))
+        group.withdraw(torch.device("cpu"))
 
 
 def _untie(model: Any, gone: set[str]) -> None:
@@ -109,31 +119,36 @@ def _untie(model: Any, gone: set[str]) -> None:
             del ties[target]
 
 
-def fill(groups: list[Group], shards: CodedShards, device: torch.device, prefix: str = "") -> None:
-    """Read the arrays of all groups."""
+def fill(groups: list[Group], shards: CodedShards, device: torch.device, offload: bool = False) -> None:
+    """Read the arrays of all groups.
+
+    Args:
+        groups: of `install`.
+        shards: the checkpoint.
+        device: where they are decoded.
+        offload: let nearly all bytes stay in the memory of the host, locked there for a GPU.
+    """
     for group in groups:
-        for key, array in shards.arrays(group.name.removeprefix(prefix)).items():
-            group.holder._buffers[key] = array.to(device)
+        for key, array in shards.arrays(group.name).items():
+            if offload and key in HOSTED:
+                del group.holder._buffers[key]
+                group.hosted[key] = array.pin_memory() if device.type == "cuda" else array
+            else:
+                group.holder._buffers[key] = array.to(device)
 
 
-def start(
-    model: nn.Module, groups: Sequence[Group], dtype: torch.dtype | None, offload: bool = False
-) -> CodedWeights:
+def start(model: nn.Module, groups: Sequence[Group]) -> CodedWeights:
     """Check all groups, and decode from now on. The model is for inference: no parameter asks for gradients.
 
     Args:
         model: of the groups, filled.
         groups: of `install`.
-        dtype: what the model computes in; that of the first group by default.
-        offload: keep the codes in the memory of the host.
 
     Raises:
         CheckpointError: a group is damaged.
     """
     model.requires_grad_(False)
-    coded = CodedWeights(groups, dtype or (groups[0].stored if groups else torch.bfloat16))
-    if offload:
-        coded.offload()
+    coded = CodedWeights(groups)
     coded.check()
     model.coded_weights = coded  # type: ignore[assignment]
     return coded

@@ -26,7 +26,8 @@ from typing import Any
 from torch import nn
 
 from modicum.errors import CheckpointError
-from modicum.formats.coded import AGAIN, CodedGroup, CodedShards, CodedWeight, Layout
+from modicum.formats.coded import CodedShards
+from modicum.formats.coded_layout import AGAIN, CodedGroup, CodedWeight, Layout
 from modicum.formats.manifest import Manifest
 from modicum.formats.shards import Shards, read_header
 
@@ -148,5 +149,5 @@ def _group(directory: Path, name: str, patterns: Mapping[str, Sequence[str]], mo
 
 def open_shards(directory: Path) -> Shards:
     """The tensors of a checkpoint that modicum wrote or that is not coded; a coded one is read as its original."""
-    layout = Layout.of(Manifest.present(directory)) if directory.is_dir() else None
+    layout = Layout.of(Manifest.present(directory), directory) if directory.is_dir() else None
     return Shards(directory) if layout is None else CodedShards(directory, layout)

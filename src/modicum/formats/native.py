@@ -20,7 +20,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from modicum.errors import CheckpointError
-from modicum.formats.coded import CodedShards, Layout
+from modicum.formats.coded import CodedShards
+from modicum.formats.coded_layout import Layout
 from modicum.formats.coded_models import install, start
 from modicum.formats.experts import ExpertStore
 from modicum.formats.irregular import check, located, reshape, submodule
@@ -93,7 +94,7 @@ class ModicumQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         expand_stored(model, self.originals, self.dtype)
         if self.groups:
-            start(model, self.groups, self.dtype)
+            start(model, self.groups)
         return model
 
 
@@ -103,7 +104,7 @@ def _install_coded(model: nn.Module, manifest: Manifest, directory: Path) -> lis
     Raises:
         CheckpointError: they cannot run as they are stored.
     """
-    layout = Layout.of(manifest)
+    layout = Layout.of(manifest, directory)
     if layout is None:
         return []
     if layout.method != "lossless.dfloat11":

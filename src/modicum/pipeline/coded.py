@@ -64,9 +64,9 @@ def load_coded(
     _load_rest(
         model, shards, {key for name in shards.layout.groups for key in shards.layout.keys(name)}, device
     )
-    fill(groups, shards, torch.device(device))
+    fill(groups, shards, torch.device(device), offload)
     if runs:
-        start(model, groups, dtype, offload)
+        start(model, groups)
     _read_generation(model, directory)
     return model.eval()
 

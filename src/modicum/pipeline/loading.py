@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from modicum.errors import CheckpointError, ModicumError, UnsupportedModel
-from modicum.formats.coded import Layout
+from modicum.formats.coded_layout import Layout
 from modicum.formats.dfloat11 import is_published
 from modicum.formats.manifest import Manifest
 from modicum.formats.native import ModicumConfig
@@ -37,7 +37,7 @@ def load_model(directory: Path, dtype: torch.dtype | None = None, device: str = 
     Raises:
         CheckpointError: files are missing, corrupt, or do not fit together.
     """
-    if is_published(directory) or Layout.of(Manifest.present(directory)) is not None:
+    if is_published(directory) or Layout.of(Manifest.present(directory), directory) is not None:
         return load_coded(directory, dtype, device)
     config = read_config(directory)
     # What is damaged is named here, before transformers stumbles over it.
