@@ -28,8 +28,12 @@ def load(
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     text_encoder: str | Path | None = None,
+    sparse_kernels: bool = True,
 ) -> nn.Module:
     """Open a model: a directory, a nano model's name, or a hub id. Integer weights stay packed.
+
+    On a GPU with sparse tensor cores, the 2:4 layers of a language model in float16 or bfloat16 stay 2:4 in memory and
+    are multiplied as such. `model.sparse_products` says which, and why the other N:M layers are dense.
 
     Args:
         model: what to open: a language model, one that draws images (VAR, Infinity, DiT, SiT, MAR), or a
@@ -37,6 +41,7 @@ def load(
         dtype: compute dtype; by default that of the checkpoint, and float32 for models that draw.
         device: where it goes.
         text_encoder: directory of flan-t5-xl, for an Infinity that is to read prompts.
+        sparse_kernels: False makes all N:M layers dense, for training or for comparison.
 
     Raises:
         InvalidSetting: a text encoder for a model that takes none.
@@ -56,4 +61,4 @@ def load(
         return load_images(directory, kind, dtype, device, text_encoder)
     if model_type(directory) == CifarResNetConfig.model_type:
         return open_whole(directory, device)
-    return load_model(directory, dtype, device)
+    return load_model(directory, dtype, device, sparse_kernels=sparse_kernels)

@@ -24,15 +24,20 @@ from modicum.formats.shards import Shards
 from modicum.models.image_models import image_kind
 from modicum.pipeline.coded import load_coded
 from modicum.pipeline.source import check_sizes, read_config
+from modicum.pipeline.sparse_products import to_device
 
 
-def load_model(directory: Path, dtype: torch.dtype | None = None, device: str = "cpu") -> nn.Module:
+def load_model(
+    directory: Path, dtype: torch.dtype | None = None, device: str = "cpu", *, sparse_kernels: bool = True
+) -> nn.Module:
     """The model of a checkpoint directory, in eval mode; integer weights stay packed.
 
     Args:
         directory: a Hugging Face model directory.
         dtype: compute dtype; that of the checkpoint by default.
         device: where the model goes.
+        sparse_kernels: let layers be 2:4 matrices that the kernels of the device take; what became of every N:M
+            layer is in the model's `sparse_products`.
 
     Raises:
         CheckpointError: files are missing, corrupt, or do not fit together.
@@ -67,7 +72,9 @@ def load_model(directory: Path, dtype: torch.dtype | None = None, device: str = 
             f"{directory} holds no tensor for {missing[0]} ({len(missing)} are missing).",
             "Copy the checkpoint again, or use the config.json that belongs to it.",
         )
-    model.to(device)
+    products = to_device(model, manifest or Manifest(), torch.device(device), sparse_kernels)
+    if products is not None:
+        model.sparse_products = products
     return model.eval()
 
 

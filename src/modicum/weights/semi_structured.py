@@ -1,18 +1,22 @@
 """An N:M sparse matrix: in every aligned group of M inputs at most N weights are nonzero, and N are stored.
 
 2:4 halves the values and adds 4 bits per group: 56.25 % of a dense 16-bit matrix, with every row of equal
-length. GPUs from compute capability 8.0 on multiply such matrices faster; here it is a storage form,
-multiplied as dense.
+length. GPUs from compute capability 8.0 on multiply 2:4 matrices faster (`modicum.kernels.sparse24`): there the
+matrix is kept in the order of their kernel, which takes the same bytes. Everywhere else, and for any other N:M,
+it is a storage form, multiplied as dense.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from math import prod
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from modicum.errors import InvalidSetting
+from modicum.kernels import sparse24
 from modicum.kernels.chunks import row_chunks
 from modicum.kernels.packing import pack_mask, unpack_mask
 from modicum.kernels.selection import semi_structured
@@ -30,6 +34,9 @@ class SemiStructuredWeight(WeightForm):
     expand_on_load: ClassVar[bool] = True
     weight_values: Tensor
     weight_index: Tensor
+    kernel: sparse24.Kernel | None = None
+    """Whose order the matrix is kept in, as buffers `kernel_0` ... that take the place of the stored tensors; they are
+    made when first needed, and never saved."""
 
     @classmethod
     def from_dense(
@@ -85,8 +92,85 @@ class SemiStructuredWeight(WeightForm):
 
     def to_dense(self) -> Tensor:
         """The kept values in place, +0 elsewhere."""
+        if self.kernel is not None:
+            shape = (self.out_features, self.in_features)
+            return sparse24.expand(self._packed(), self.kernel, shape, self.dtype)
         kept = unpack_mask(self.weight_index, self.in_features)
         return self.weight_values.new_zeros(kept.shape).masked_scatter_(kept, self.weight_values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] to x W^T + bias [..., out]; on a GPU with sparse tensor cores by them, if W suits them."""
+        if not self._is_sparse_product(x):
+            return super().forward(x)
+        self.enter_kernel_layout()
+        assert self.kernel is not None
+        product = sparse24.matmul(x, self._packed(), self.kernel, self.out_features)
+        return product if self.bias is None else product + self.bias
+
+    def refusal(self, device: torch.device) -> str:
+        """Why the matrix is not multiplied as a sparse one on `device`; empty if it is."""
+        shape = (self.out_features, self.in_features)
+        return sparse24.refusal((self.n, self.m), shape, self.dtype, device)
+
+    def enter_kernel_layout(self) -> None:
+        """Keep the matrix in the order of the kernel of its device, and only so; nothing happens if it is already.
+
+        The matrix must suit the kernel (`refusal`).
+        """
+        if self.kernel is not None:
+            return
+        kernel = sparse24.kernel_for(self.weight_values.device)
+        assert kernel is not None
+        packed = kernel.pack(self.to_dense())
+        for index, part in enumerate(packed):
+            # buffers, so that whoever counts the memory of the model counts them
+            self.register_buffer(f"kernel_{index}", part, persistent=False)
+        del self._buffers["weight_values"], self._buffers["weight_index"]
+        self.kernel = kernel
+
+    def _is_sparse_product(self, x: Tensor) -> bool:
+        if x.dtype != self.dtype or not x.numel() or (torch.is_grad_enabled() and x.requires_grad):
+            return False
+        return self.kernel is not None or not self.refusal(self.weight_values.device)
+
+    def _packed(self) -> sparse24.Packed:
+        return tuple(self.get_buffer(name) for name in self._kernel_names())
+
+    def _kernel_names(self) -> list[str]:
+        return [name for name in self._buffers if name.startswith("kernel_")]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors by suffix, and the bias under "bias" if there is one."""
+        self._leave_kernel_layout()
+        return super().tensors()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored tensors of the weight; the bias is not counted."""
+        return sum(prod(shape) * dtype.itemsize for shape, dtype in self.layout().values())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._leave_kernel_layout()
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._leave_kernel_layout()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._leave_kernel_layout()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _leave_kernel_layout(self) -> None:
+        if self.kernel is None:
+            return
+        stored = SemiStructuredWeight.from_dense(self.to_dense(), self.n, self.m)
+        for name in self._kernel_names():
+            del self._buffers[name]
+            self._non_persistent_buffers_set.discard(name)
+        self.kernel = None
+        for suffix, tensor in stored.tensors().items():
+            self.register_buffer(suffix, tensor)
 
     def check_content(self) -> None:
         """Exactly n bits per group, none of them behind the last column."""
