@@ -13,6 +13,7 @@ from modicum.evaluate import Comparison, LayerRecord, Protocol
 from modicum.evaluate import compare as compare_models
 from modicum.evaluate.compare import EVERYTHING, StageProgress
 from modicum.formats.manifest import Manifest
+from modicum.pipeline.coding import describe_coding
 from modicum.pipeline.loading import load_model, load_tokenizer, refuse_images
 from modicum.pipeline.run import check_device
 from modicum.zoo.locate import locate
@@ -71,6 +72,7 @@ def compare(
         protocol=protocol,
         prompts=prompts,
         layers=layer_records(manifest),
+        coding=describe_coding(second, first) if "size" in what else None,
         recipe=manifest.recipe if manifest else None,
         command=command,
         name=first.name,

@@ -6,6 +6,7 @@ speed is paired timing.
 """
 
 from modicum.evaluate.agreement import Agreement, agreement
+from modicum.evaluate.coding import CodedGroupRecord, CodingRecord
 from modicum.evaluate.compare import compare
 from modicum.evaluate.comparison import Comparison, LayerRecord, Measurements, Sample
 from modicum.evaluate.environment import environment
@@ -18,6 +19,8 @@ from modicum.evaluate.speed import Speed, Spread, paired_speed
 
 __all__ = [
     "Agreement",
+    "CodedGroupRecord",
+    "CodingRecord",
     "Comparison",
     "DiskSize",
     "LayerRecord",

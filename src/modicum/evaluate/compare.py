@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modicum.errors import InvalidSetting, UnknownName
 from modicum.evaluate.agreement import Agreement, agreement
+from modicum.evaluate.coding import CodingRecord
 from modicum.evaluate.comparison import Comparison, LayerRecord, Measurements, Sample
 from modicum.evaluate.environment import environment
 from modicum.evaluate.generation import continue_text
@@ -41,6 +42,7 @@ def compare(
     protocol: Protocol | None = None,
     prompts: Sequence[str] = (),
     layers: Sequence[LayerRecord | Mapping[str, Any]] = (),
+    coding: CodingRecord | None = None,
     recipe: dict[str, Any] | None = None,
     command: str | None = None,
     name: str = "model",
@@ -62,7 +64,7 @@ def compare(
         protocol: settings of the measurement; None for the defaults, cut down to the model's context.
         prompts: texts to continue; none to take three places of the evaluation text.
         layers: what became of each layer (`LayerRecord` or its fields).
-        recipe, command, name, data, seed: carried into the result unchanged.
+        coding, recipe, command, name, data, seed: carried into the result unchanged.
         progress: called with the stage, the steps done and the steps in all.
 
     Raises:
@@ -97,6 +99,7 @@ def compare(
         before=Measurements(**measured["before"]),
         after=Measurements(**measured["after"]),
         layers=tuple(LayerRecord.model_validate(layer) for layer in layers),
+        coding=coding,
         recipe=recipe,
         command=command,
         protocol=protocol,

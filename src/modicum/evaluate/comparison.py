@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from modicum.evaluate.agreement import Agreement
+from modicum.evaluate.coding import CodingRecord
 from modicum.evaluate.protocol import Protocol
 from modicum.evaluate.saved import Record, SavedRecord
 from modicum.evaluate.speed import Spread
@@ -81,6 +82,7 @@ class Comparison(SavedRecord):
         prefill_ratio: after / before, round by round.
         decode_ratio: after / before, round by round.
         layers: one record per compressed layer.
+        coding: how the weights are coded without loss; None if they are not.
         samples: texts of both models.
         recipe: the steps and settings that made the one from the other.
         command: the exact command that repeats it.
@@ -101,6 +103,7 @@ class Comparison(SavedRecord):
     prefill_ratio: Spread | None = None
     decode_ratio: Spread | None = None
     layers: tuple[LayerRecord, ...] = ()
+    coding: CodingRecord | None = None
     samples: tuple[Sample, ...] = ()
     recipe: dict[str, Any] | None = None
     command: str | None = None

@@ -27,12 +27,21 @@ def bound(tensors: Sequence[Tensor]) -> float:
     Args:
         tensors: on a CPU, of any shape, one dtype of `DTYPES`.
     """
+    return sum(entropy(row) for row in byte_counts(tensors))
+
+
+def byte_counts(tensors: Sequence[Tensor]) -> NDArray[np.int64]:
+    """How often each byte occurs at each rank, the byte with the exponent last: int64 [bytes of the dtype, 256].
+
+    Args:
+        tensors: on a CPU, of any shape, one dtype of `DTYPES`.
+    """
     word = DTYPES[tensors[0].dtype]
     counts = np.zeros((word.itemsize, 256), np.int64)
     for tensor in tensors:
         for piece in tensor.detach().reshape(-1).view(torch.uint8).split(word.itemsize * PIECE):
             _count(piece.numpy().view(word), counts)
-    return sum(entropy(row) for row in counts)
+    return counts
 
 
 def _count(words: NDArray[np.generic], counts: NDArray[np.int64]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from modicum.evaluate import Comparison
 from modicum.report import sections
+from modicum.report.coding_section import coding
 from modicum.report.files import write_whole
 from modicum.report.rows import headline
 
@@ -66,6 +67,7 @@ def render(comparison: Comparison) -> str:
         body=fill(
             "comparison.html",
             table=sections.table(comparison),
+            coding=coding(comparison),
             layers=sections.layers(comparison),
             samples=sections.samples(comparison),
             recipe=sections.recipe(comparison),

@@ -50,12 +50,15 @@ def comparison_rows(comparison: Comparison) -> list[Row]:
         _speed("Prefill", before.prefill, after.prefill, comparison.prefill_ratio),
         _speed("Decode", before.decode, after.decode, comparison.decode_ratio),
         *_agreement_rows(comparison),
+        *_coding_rows(comparison),
     ]
 
 
 def headline(comparison: Comparison) -> str:
     """The measured result in one sentence, e.g. "45 % of the bytes for 1.08x the perplexity"."""
     size, cost = size_phrase(comparison), _cost_phrase(comparison)
+    if size and comparison.coding is not None and comparison.coding.identical:
+        return f"{size}, every bit the same"
     if size and cost:
         return f"{size} for {cost}"
     return (size or cost or "Nothing was measured").replace("the same", "The same", 1)
@@ -128,3 +131,14 @@ def _agreement_rows(comparison: Comparison) -> list[Row]:
             Row(label, "of positions" if k == 1 else "overlap", Value("reference"), value, NOTHING, "")
         )
     return rows
+
+
+def _coding_rows(comparison: Comparison) -> list[Row]:
+    """Bits per coded weight, and the bound beside them."""
+    coding = comparison.coding
+    if coding is None:
+        return []
+    before, after = (8 * size / coding.weights for size in (coding.dense_nbytes, coding.nbytes))
+    bits = _less_is_better("Bits per weight", "coded", before, after)
+    bound = Value(number(coding.bound, 4), exact=coding.bound)
+    return [bits, Row("Bound", "bits, by entropy", NOTHING, bound, NOTHING, "")]
