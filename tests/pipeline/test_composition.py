@@ -191,7 +191,7 @@ def test_different_layers_may_have_different_grids(tiny_llama: Path) -> None:
     )
     for layer in plan.layers:
         bits = 8 if layer.role in attention else 3
-        assert plan.live[layer.name] == [frozenset({IntegerGrid(bits, 128)})]
+        assert plan.live[layer.name] == [frozenset(), frozenset({IntegerGrid(bits, 128)})]
     assert len(plan.layers) == 3 * 7
 
 

@@ -17,19 +17,21 @@ from modicum.data.samples import Samples, Table
 from modicum.errors import InvalidSetting, RecipeConflict
 from modicum.formats.manifest import Manifest
 from modicum.method import Method
+from modicum.models import Anatomy
 from modicum.models.class_models import class_kind, network_of
 from modicum.pipeline import recipe as recipes
-from modicum.pipeline.composition import split_steps
+from modicum.pipeline.composition import live_properties, split_steps
 from modicum.pipeline.memory_run import Batches, compress_model
 from modicum.pipeline.plan import Format, Plan
 from modicum.pipeline.policy_run import PolicyRun
+from modicum.pipeline.promises import Promised, promised_by
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress, Run, Silent, check_device
 from modicum.pipeline.source import Source
 from modicum.pipeline.storage_plan import StoragePlan
 from modicum.pipeline.storage_run import StorageRun
 from modicum.pipeline.whole_plan import WholePlan
-from modicum.pipeline.whole_run import WholeRun
+from modicum.pipeline.whole_run import WholeRun, sweeps
 from modicum.trainer.objective import Objective
 from modicum.trainer.objectives import objective_of
 from modicum.trainer.questions import passes
@@ -153,7 +155,7 @@ def compress(
 def _compress_loaded(
     model: nn.Module, recipe: Recipe, data: Batches | Samples | None, options: dict[str, Any]
 ) -> None:
-    whole, layers, storage, runtime = split_steps(recipe.steps)
+    whole, layers, storage, runtime, stages = split_steps(recipe.steps)
     if storage:
         raise RecipeConflict(
             f"{storage[0].name} codes files, and this model is in memory.",
@@ -170,12 +172,19 @@ def _compress_loaded(
             "Pass training samples (modicum.data.samples), which both can read, or compress it twice.",
         )
     if whole:
-        samples = data if data is None or isinstance(data, Samples) else _samples(torch.as_tensor(data))
-        transform_loaded(model, recipe, samples, **options)
-    if layers:
-        remaining = recipe.model_copy(update={"steps": layers})
-        told = None if whole else options.get("progress")
-        compress_model(model, remaining, _asked(model, recipe, data, options.get("objective")), told)
+        live_properties(recipe.steps)
+    promised: Promised = {}
+    for index, stage in enumerate(stages):
+        part, start = recipe.model_copy(update={"steps": stage}), promised
+        if sweeps(stage):
+            told = None if whole else options.get("progress")
+            promised = promised_by(stage, Anatomy.of(model).layers(), start)
+            compress_model(model, part, _asked(model, recipe, data, options.get("objective")), told, start)
+        else:
+            samples = data if data is None or isinstance(data, Samples) else _samples(torch.as_tensor(data))
+            work = options.get("work")
+            place = work if work is None or index == 0 else Path(work) / f"stage-{index}"
+            transform_loaded(model, part, samples, promised=start, **{**options, "work": place})
 
 
 def _asked(

@@ -18,6 +18,7 @@ from modicum.models.class_models import class_config, class_kind, network_of
 from modicum.pipeline.calibration import calibration_tokens
 from modicum.pipeline.composition import split_steps
 from modicum.pipeline.loading import load_tokenizer
+from modicum.pipeline.promises import Promised
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import check_device
 from modicum.pipeline.source import Source, read_config
@@ -125,6 +126,7 @@ def transform_loaded(
     objective: Objective | None = None,
     work: str | Path | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    promised: Promised | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run steps over the whole model on one that is in memory, in place.
 
@@ -136,6 +138,7 @@ def transform_loaded(
         objective: the loss that they train with; that of the model's kind by default.
         work: directory for checkpoints of trainings; none are kept by default.
         progress: receives lines.
+        promised: what holds for the layers of the model, and must go on to hold.
 
     Returns:
         What the steps found out, by their name.
@@ -152,7 +155,7 @@ def transform_loaded(
             objective=objective, teacher=teacher, notes=notes,
         )  # fmt: skip
 
-    transform(Anatomy.of(model), whole, context)
+    transform(Anatomy.of(model), whole, context, promised)
     return notes
 
 

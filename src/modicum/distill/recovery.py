@@ -1,4 +1,8 @@
-"""What methods share that train a whole model to recover: its data, its schedule, its teacher."""
+"""What methods share that train a whole model to recover: its data, its schedule, its teacher, its mask.
+
+A pruned model stays pruned: weights that an earlier step promised to be zero are zero after every step of the training,
+whether all weights are trained (`modicum.trainer.zeros`) or a low-rank update of them (`modicum.trainer.merged_lora`).
+"""
 
 from __future__ import annotations
 
@@ -23,14 +27,19 @@ from modicum.trainer import (
     Objective,
     Settings,
     Trainer,
+    held_zeros,
+    merged_lora,
     objective_of,
     usual_decay,
 )
 from modicum.trainer.objective import Question
+from modicum.weights.properties import LayerShapes, NMPattern, TiedWeights, ZeroMask
 
 
 class Recovery(ModelMethod):
     """Trains all weights; a subclass says on which loss. The moving average of the weights is the result."""
+
+    keeps = (ZeroMask, NMPattern, TiedWeights, LayerShapes)
 
     steps: int = Field(100_000, ge=1, description="training steps")
     batch: int = Field(256, ge=1, description="samples per step, in parts of `accumulate`")
@@ -43,6 +52,12 @@ class Recovery(ModelMethod):
     )
     bf16: bool = Field(False, description="train under bfloat16 autocast")
     recompute: bool = Field(False, description="compute activations twice instead of keeping them")
+    lora: int | None = Field(
+        None,
+        ge=1,
+        description="train a low-rank update of the blocks' linear layers instead of all weights: its rank, half its "
+        "alpha; it is merged in the end",
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Recovery:
@@ -86,10 +101,10 @@ class Recovery(ModelMethod):
             raise UnusableData(f"{self.name} trains and needs data.", "Name a source of data.")
         objective = context.objective or objective_of(anatomy.model)
         seed = int(torch.randint(2**31, (1,), generator=context.generator))
-        with _training(anatomy, self.recompute) as taps:
+        with _training(anatomy, self.recompute) as taps, self._learning(anatomy, context, seed) as weights:
             trainer = Trainer(
                 anatomy.model,
-                [Group(list(anatomy.model.parameters()), self.lr, self.weight_decay)],
+                [Group(weights, self.lr, self.weight_decay)],
                 self.loss(anatomy, taps, objective, context),
                 context.data.batches(self.batch // self.accumulate, seed),
                 self._schedule(seed),
@@ -99,8 +114,8 @@ class Recovery(ModelMethod):
                 report=context.progress,
             )
             done = trainer.run()
-        assert trainer.average is not None
-        trainer.average.write(trainer.average.values)
+            assert trainer.average is not None
+            trainer.average.write(trainer.average.values)
         context.notes[self.name] = {
             "steps": done.steps,
             "loss": done.loss,
@@ -108,6 +123,17 @@ class Recovery(ModelMethod):
             "history": trainer.history.notes(),
         }
         return anatomy
+
+    @contextmanager
+    def _learning(self, anatomy: Anatomy, context: Context, seed: int) -> Iterator[list[nn.Parameter]]:
+        """The parameters that are trained, with the promised zeros held."""
+        names = {name for name, promises in context.promised.items() if ZeroMask() in promises}
+        if self.lora is not None:
+            with merged_lora(anatomy, self.lora, 2 * self.lora, seed, names) as weights:
+                yield weights
+            return
+        with held_zeros(layer for layer in anatomy.layers() if layer.name in names):
+            yield list(anatomy.model.parameters())
 
     def _schedule(self, seed: int) -> Settings:
         return Settings(

@@ -5,6 +5,7 @@
     {"format": 1,
      "recipe": {...},                      the steps that made it
      "source": {...},                      name and hashes of the original
+     "history": [{"recipe", "source"}, ..] what earlier runs did to that original, the first one first
      "versions": {...},                    of modicum, torch, transformers
      "layers": {NAME: {"form": {...},      kind, shape and settings of the stored form; absent if stored dense
                        "role", "block", "nbytes", "dense_nbytes", "sparsity", "bits", "weight_error", ...}},
@@ -40,6 +41,7 @@ class Manifest(BaseModel):
     format: int = FORMAT
     recipe: dict[str, Any] = {}
     source: dict[str, Any] = {}
+    history: list[dict[str, Any]] = []
     versions: dict[str, str] = {}
     layers: dict[str, dict[str, Any]] = {}
     shapes: dict[str, list[int]] = {}
@@ -48,6 +50,10 @@ class Manifest(BaseModel):
     coded: dict[str, Any] = {}
     notes: dict[str, dict[str, Any]] = {}
     files: dict[str, str] = {}
+
+    def past(self) -> list[dict[str, Any]]:
+        """The history of what is made out of this checkpoint."""
+        return [*self.history, {"recipe": self.recipe, "source": self.source}]
 
     def forms(self) -> dict[str, dict[str, Any]]:
         """The specification of every layer that is stored in another form than dense."""

@@ -53,6 +53,11 @@ class Layer:
         return self._storage.kind
 
     @property
+    def swappable(self) -> bool:
+        """Whether a form really takes its place: not where the code around it reads the tensor itself."""
+        return self._storage.swappable
+
+    @property
     def module(self) -> nn.Module:
         """The module that multiplies by this matrix now: the original, the form, or the experts' owner."""
         return self._form if self._form is not None and self._storage.swappable else self._storage.module

@@ -28,6 +28,7 @@ from modicum.models import Block, CheckpointMap, Layer
 from modicum.models.image_models import image_kind
 from modicum.pipeline.images import copy_beside
 from modicum.pipeline.plan import Format, Plan, integer_schemes
+from modicum.pipeline.promises import in_words
 from modicum.pipeline.source import Source
 from modicum.pipeline.workspace import Workspace
 from modicum.version import __version__
@@ -127,15 +128,24 @@ def finish(workspace: Workspace, source: Source, plan: Plan, header: dict[str, A
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        layers=records,
+        layers={**_untouched(source, plan), **records},
         shapes=source.irregular.shapes if source.irregular else {},
         attributes=source.irregular.attributes if source.irregular else {},
-        promises={name: [p.name for p in sorted(live[-1], key=str)] for name, live in plan.live.items()},
+        promises={
+            **(source.made.promises if source.made else {}),
+            **in_words({name: live[-1] for name, live in plan.live.items()}),
+        },
         files={name: file_hash(root / name) for name in shards},
     )
     manifest.write(root)
     workspace.publish()
     return manifest
+
+
+def _untouched(source: Source, plan: Plan) -> dict[str, Any]:
+    """Records of layers that an earlier run changed and this one leaves alone."""
+    known = source.made.layers if source.made else {}
+    return {name: record for name, record in known.items() if name not in plan.live}
 
 
 def _outside_tensors(source: Source) -> list[str]:

@@ -19,10 +19,12 @@ from modicum.formats.dfloat11 import open_shards
 from modicum.formats.manifest import Manifest
 from modicum.formats.shards import Shards
 from modicum.formats.stored_forms import dense_tensors, read_forms
+from modicum.models import Anatomy
 from modicum.models.class_models import ClassModel, load_class_model, network_of, save_class_model
 from modicum.pipeline.checkpoint import file_hash
 from modicum.pipeline.memory_run import sweep_model
-from modicum.pipeline.plan import Format, integer_schemes
+from modicum.pipeline.plan import Format, integer_schemes, layer_steps
+from modicum.pipeline.promises import in_words, promised_by, recorded
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress
 from modicum.pipeline.source import stored_dtype
@@ -98,8 +100,11 @@ def compress_classes(
     asked = None
     if data is not None:
         asked = passes(model, objective_of(model), data, recipe.calibration.samples, recipe.seed)
+    made = Manifest.read(directory)
+    start, layers = recorded(made), list(Anatomy.of(model).layers())
+    promised = promised_by(layer_steps(recipe), layers, start)
     records = sweep_model(
-        model, recipe, asked, progress, lambda layer, form: forms.update({layer.name: form})
+        model, recipe, asked, progress, lambda layer, form: forms.update({layer.name: form}), start
     )
     half = stored_dtype(model.config, Shards(network_of(directory))) == torch.bfloat16
     if wanted == "plain" or (wanted == "auto" and not integer_schemes(forms)):
@@ -108,8 +113,13 @@ def compress_classes(
         model.set_submodule(name, form.to(torch.bfloat16) if half else form)
     save_class_model(model, out, half=half)
     files = {file.name: file_hash(file) for file in sorted(out.glob("*.safetensors"))}
-    made = Manifest.read(directory)
-    manifest = made.model_copy(update={"layers": _layers(records, forms, half), "files": files})
+    manifest = made.model_copy(
+        update={
+            "layers": {**made.layers, **_layers(records, forms, half)},
+            "promises": {**made.promises, **in_words(promised)},
+            "files": files,
+        }
+    )
     manifest.write(out)
     return manifest
 

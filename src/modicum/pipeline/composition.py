@@ -3,41 +3,51 @@
 There are no lists of methods that go together. A recipe carries a set of live properties: what earlier steps gave
 and nobody broke since. A step whose needs are not live, or that would break a live property, is refused before
 anything is loaded; if another order of the same steps works, the refusal says which.
+
+A run carries a recipe out in stages: adjacent steps over the whole model, then adjacent layer steps, and so on. Behind
+layer steps only such a step over the whole model can stand that keeps zeros: training that recovers what pruning took.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from itertools import pairwise, permutations
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, pairwise, permutations
 from typing import NamedTuple
 
 from modicum.errors import RecipeConflict
 from modicum.method import LayerMethod, Method, ModelMethod, RuntimeMethod, StorageMethod
-from modicum.weights.properties import Property
+from modicum.weights.properties import Property, ZeroMask
 
 LONGEST_REORDERED = 6
 
 
+Stage = tuple[Method, ...]
+"""Adjacent steps of one kind: over the whole model, or layer by layer."""
+
+
 class Split(NamedTuple):
-    """The steps of a recipe by what they change, in the order in which a run carries them out.
+    """The steps of a recipe by what they change.
 
     Attributes:
         whole: over the whole model.
         layers: layer by layer.
         storage: how the result is stored; one at most.
         runtime: how the model runs; fitted to what the others left.
+        stages: the steps that change weights in the order in which a run carries them out, adjacent ones of one kind
+            together.
     """
 
     whole: tuple[ModelMethod, ...]
     layers: tuple[LayerMethod, ...]
     storage: tuple[StorageMethod, ...]
     runtime: tuple[RuntimeMethod, ...]
+    stages: tuple[Stage, ...]
 
     @property
     def weights(self) -> tuple[Method, ...]:
         """The steps that change weights."""
-        return (*self.whole, *self.layers)
+        return tuple(step for stage in self.stages for step in stage)
 
     @property
     def written(self) -> tuple[Method, ...]:
@@ -62,12 +72,14 @@ def split_steps(steps: Sequence[Method]) -> Split:
     """
     kinds = tuple(KINDS)
     places = [next(place for place, kind in enumerate(kinds) if isinstance(step, kind)) for step in steps]
-    for index, (place, then) in enumerate(pairwise(places)):
-        if place > then:
-            first, second = steps[index].name, steps[index + 1].name
+    for (step, place), (after, then) in pairwise(zip(steps, places, strict=True)):
+        recovers = (
+            isinstance(step, LayerMethod) and isinstance(after, ModelMethod) and ZeroMask in after.keeps
+        )
+        if place > then and not recovers:
             raise RecipeConflict(
-                f"{second} {KINDS[kinds[then]]} and cannot follow {first}, which {KINDS[kinds[place]]}.",
-                f"Put {second} before {first}.",
+                f"{after.name} {KINDS[kinds[then]]} and cannot follow {step.name}, which {KINDS[kinds[place]]}.",
+                f"Put {after.name} before {step.name}.",
             )
     storage = tuple(step for step in steps if isinstance(step, StorageMethod))
     if len(storage) > 1:
@@ -81,7 +93,14 @@ def split_steps(steps: Sequence[Method]) -> Split:
         tuple(step for step in steps if isinstance(step, LayerMethod)),
         storage,
         runtime,
+        tuple(_stages(steps)),
     )
+
+
+def _stages(steps: Sequence[Method]) -> Iterator[Stage]:
+    changing = (step for step in steps if isinstance(step, ModelMethod | LayerMethod))
+    for _, stage in groupby(changing, key=lambda step: isinstance(step, LayerMethod)):
+        yield tuple(stage)
 
 
 def _check_decisions(steps: Sequence[RuntimeMethod]) -> None:
@@ -136,6 +155,8 @@ def _suggestion(steps: Sequence[Method], start: Iterable[Property]) -> str:
         for order in permutations(steps):
             if _works(order, start):
                 return f"This order works: {' then '.join(step.name for step in order)}."
+    if _works(steps, ()):
+        return "The steps go together: begin with the original model."
     return "No order of these steps works; leave one out."
 
 

@@ -92,6 +92,7 @@ class Source:
         names: which tensors feed which parameter.
         device: where a block lives while it is worked on.
         irregular: modicum.json, if blocks have other sizes than config.json says.
+        made: modicum.json, if there is one.
     """
 
     directory: Path
@@ -101,6 +102,7 @@ class Source:
     names: CheckpointMap
     device: torch.device
     irregular: Manifest | None = None
+    made: Manifest | None = None
 
     @classmethod
     def open(cls, directory: Path, dtype: torch.dtype | None = None, device: str = "cpu") -> Source:
@@ -123,7 +125,8 @@ class Source:
         anatomy = Anatomy.of(model)
         names = CheckpointMap(shards.names(), model, anatomy.family)
         names.check({name: at.shape for name, at in shards.tensors.items()})
-        return cls(directory, shards, model, anatomy, names, torch.device(device), irregular)
+        made = Manifest.present(directory)
+        return cls(directory, shards, model, anatomy, names, torch.device(device), irregular, made)
 
     @property
     def dtype(self) -> torch.dtype:

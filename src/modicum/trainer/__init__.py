@@ -6,12 +6,14 @@ from modicum.trainer.average import Average, usual_decay
 from modicum.trainer.history import History
 from modicum.trainer.loop import Trainer
 from modicum.trainer.lora import lora
+from modicum.trainer.merged_lora import merged_lora
 from modicum.trainer.objective import Objective, check_batch
 from modicum.trainer.objectives import objective_of
 from modicum.trainer.processes import is_first
 from modicum.trainer.records import Record, Trained
 from modicum.trainer.settings import Group, Settings
 from modicum.trainer.sources import Batch, Batches, Loss, Moment
+from modicum.trainer.zeros import held_zeros
 
 __all__ = [
     "Average",
@@ -27,8 +29,10 @@ __all__ = [
     "Trained",
     "Trainer",
     "check_batch",
+    "held_zeros",
     "is_first",
     "lora",
+    "merged_lora",
     "objective_of",
     "usual_decay",
 ]

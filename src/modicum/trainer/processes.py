@@ -30,6 +30,11 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def many() -> bool:
+    """Whether `accelerate launch` started more than one process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def cuda_devices(device: torch.device) -> list[torch.device]:
     """The accelerators whose generator a training touches."""
     return [device] if device.type == "cuda" else []

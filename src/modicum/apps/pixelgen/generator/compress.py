@@ -34,8 +34,9 @@ from modicum.method import Context
 from modicum.models import Anatomy
 from modicum.pipeline.composition import live_properties, split_steps
 from modicum.pipeline.memory_run import compress_model
+from modicum.pipeline.promises import Promised, promised_by
 from modicum.pipeline.recipe import Recipe, load
-from modicum.pipeline.whole_run import transform
+from modicum.pipeline.whole_run import sweeps, transform
 
 RECIPE = Path(__file__).with_name("recipe.yaml")
 CALIBRATION = (8, 64)  # batches, pictures in each
@@ -54,7 +55,7 @@ def compress(
 
     Args:
         generator: its network is changed, and taught by what it was before.
-        recipe: methods that train or change the structure first, then methods of single layers.
+        recipe: methods that train or change the structure, and methods of single layers.
         pictures: uint8 `[n, 3, side, side]` to train and calibrate on.
         work: directory of the checkpoints, one for each step of the recipe; None keeps none.
         report: receives lines of progress.
@@ -90,11 +91,17 @@ def compress(
         folder = work / f"{index}-{split.whole[index].name}" if work else None
         return replace(context, work_directory=folder)
 
-    transform(Anatomy.of(network), split.whole, of_step)
-    network.eval()
-    if split.layers:
-        asked = _calibration(objective, data, recipe.seed)
-        compress_model(network, recipe.model_copy(update={"steps": split.layers}), asked)
+    promised: Promised = {}
+    taken = 0
+    for stage in split.stages:
+        if sweeps(stage):
+            start, promised = promised, promised_by(stage, Anatomy.of(network).layers(), promised)
+            asked = _calibration(objective, data, recipe.seed)
+            compress_model(network, recipe.model_copy(update={"steps": stage}), asked, promised=start)
+        else:
+            transform(Anatomy.of(network), stage, lambda i, first=taken: of_step(first + i), promised)
+            taken += len(stage)
+            network.eval()
     return context.notes
 
 
