@@ -37,6 +37,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "VarP": {"prune.ace": {"score": "varp"}},
     "ACE": {"prune.ace": {}},
     "ACE, first order": {"prune.ace": {"expansion": "first"}},
+    "Wanda, OWL": {"prune.wanda": {"allocation": "owl"}},
+    "SparseGPT, OWL": {"prune.sparsegpt": {"allocation": "owl"}},
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "30 %": {"sparsity": 0.3},
@@ -46,6 +48,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "2:4": {"pattern": "2:4"},
     "4:8": {"pattern": "4:8"},
 }
+SHARING = [setting for setting in SETTINGS if setting.endswith("%")]
+"""Settings in which blocks may differ."""
+BLOCKS: dict[str, dict[str, Any]] = {
+    "30 % in 16x16": {"sparsity": 0.3, "pattern": "16x16"},
+    "30 % in rows": {"sparsity": 0.3, "pattern": "row"},
+}
+"""Settings that are measured when they are asked for."""
 Found = dict[str, dict[str, dict[str, float]]]
 """Perplexity by setting, method and seed."""
 

@@ -62,6 +62,8 @@ def plan_table(plan: Plan) -> Table:
     for steps, count in Counter(layer.steps for layer in plan.layers).items():
         table.add_row("steps", f"{'  →  '.join(steps)}  ({count} layers)")
     table.add_row("touched", layers)
+    for sentence in plan.shares:
+        table.add_row("sparsity", sentence)
     for reason, count in Counter(reason for _, reason in plan.skipped).items():
         names = [name for name, why in plan.skipped if why == reason]
         shown = names[0] if count == 1 else f"{names[0]} and {count - 1} more"

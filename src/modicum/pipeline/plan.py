@@ -21,10 +21,11 @@ from modicum.formats.compressed_tensors import expressible
 from modicum.kernels.grids import IntegerScheme
 from modicum.method import LayerMethod
 from modicum.models import Layer
+from modicum.pipeline.composition import live_properties
 from modicum.pipeline.footprint import hidden_width, peak_memory
 from modicum.pipeline.gradients import file_bytes
-from modicum.pipeline.promises import live_of, recorded
 from modicum.pipeline.recipe import Recipe
+from modicum.pipeline.sharing import by_outliers, sentences, with_tables
 from modicum.pipeline.source import Source
 from modicum.pipeline.sweep import reads_inputs, touching
 from modicum.weights.base import WeightForm
@@ -66,7 +67,8 @@ class Plan:
         peak_memory: resident memory of the process at its fullest moment.
         seconds: a rough estimate of the running time on this machine.
         tokens: calibration tokens; 0 if no step needs data.
-        live: properties that hold for each layer before the first of its steps, and after each.
+        live: properties that hold for each layer after each of its steps.
+        shares: how steps share a sparsity out among layers, in sentences.
     """
 
     model: str
@@ -83,6 +85,7 @@ class Plan:
     seconds: float
     tokens: int
     live: dict[str, list[frozenset[Property]]] = field(repr=False)
+    shares: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
@@ -121,8 +124,12 @@ def make_plan(
         RecipeConflict: steps that cannot follow each other on some layer.
         InvalidSetting: nothing is touched, or the format cannot store the result.
     """
-    steps = layer_steps(recipe)
-    live = live_of(steps, source.anatomy.layers(), recorded(source.made))
+    steps = with_tables(layer_steps(recipe), source.anatomy)
+    live = {
+        layer.name: live_properties(touching(steps, layer))
+        for layer in source.anatomy.layers()
+        if touching(steps, layer)
+    }
     if not live:
         raise InvalidSetting("The recipe touches no layer of this model.", "Widen `only`, or narrow `skip`.")
     layers = tuple(
@@ -149,6 +156,7 @@ def make_plan(
         seconds=_seconds(source, steps, tokens, recipe.calibration.propagate_error),
         tokens=tokens,
         live=live,
+        shares=tuple(sentences(steps, source.anatomy)),
     )
 
 
@@ -220,7 +228,7 @@ def _skipped(source: Source, touched: dict[str, Any]) -> tuple[tuple[str, str], 
 def _seconds(source: Source, steps: Sequence[LayerMethod], tokens: int, propagate_error: bool) -> float:
     """Forward passes, Gram matrices and column sweeps, at the matrix speed measured now.
 
-    Gradients take another forward pass, and backwards one more and twice as much.
+    Gradients take another forward pass, and backwards one more and twice as much; sharing by outliers takes one.
     """
     parameters = sum(layer.out_features * layer.in_features for layer in source.anatomy.layers())
     grams = [
@@ -230,6 +238,7 @@ def _seconds(source: Source, steps: Sequence[LayerMethod], tokens: int, propagat
         if "gram" in step.statistics()
     ]
     passes = (2 if propagate_error else 1) if reads_inputs(steps) else 0
+    passes += any(map(by_outliers, steps))
     passes += 4 if any("gradient" in step.statistics() for step in steps) else 0
     forward = 2 * passes * parameters * tokens / _flops_per_second(source.dtype)
     second_order = sum(tokens * i * i / 2 + 4 * o * i * i + i**3 for o, i in grams) / _flops_per_second(

@@ -30,8 +30,10 @@ from modicum.pipeline.calibration import check_tokens
 from modicum.pipeline.checkpoint import block_tensors, file_hash, finish, form_specs, restore_block
 from modicum.pipeline.footprint import BATCH_TOKENS
 from modicum.pipeline.gradients import GradientPass
+from modicum.pipeline.outliers import OutlierPass
 from modicum.pipeline.plan import Format, Plan, layer_steps, make_plan
 from modicum.pipeline.recipe import Recipe
+from modicum.pipeline.sharing import notes, with_outliers, with_tables
 from modicum.pipeline.source import Source
 from modicum.pipeline.sweep import Steps, observed_statistics, reads_inputs, replayed_parents, sweep_block
 from modicum.pipeline.workspace import HIDDEN, Workspace
@@ -103,11 +105,15 @@ class Run:
     header: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self.steps: Steps = layer_steps(self.recipe)
+        self.steps: Steps = with_tables(layer_steps(self.recipe), self.source.anatomy)
         if self.tokens is not None:
             check_tokens(self.tokens, getattr(self.source.model.config, "vocab_size", None))
+        self.plan = self._planned()
+
+    def _planned(self) -> Plan:
+        recipe = self.recipe.model_copy(update={"steps": self.steps})
         shape = None if self.tokens is None else (self.tokens.shape[0], self.tokens.shape[1])
-        self.plan = make_plan(self.source, self.recipe, self.form, shape)
+        return make_plan(self.source, recipe, self.form, shape)
 
     @property
     def weights_before(self) -> int:
@@ -124,9 +130,28 @@ class Run:
         check_space(self.out, self.plan.scratch - workspace.nbytes())
         finished = workspace.finished()
         self.progress.planned(self.plan, finished)
+        self._share_out(workspace)
         if finished < self.plan.blocks:
             self._sweep(workspace, finished)
-        return finish(workspace, self.source, self.plan, header)
+        found = {**header.get("notes", {}), **notes(self.steps, self.source.anatomy)}
+        return finish(workspace, self.source, self.plan, {**header, "notes": found})
+
+    @widened_products()
+    def _share_out(self, workspace: Workspace) -> None:
+        """Settle how layers share a sparsity, from the dense model, before anything is changed."""
+        folder = workspace.blocks / "outliers"
+
+        def captured() -> tuple[Replay | None, list[Tensor]]:
+            return self._capture(workspace.root)
+
+        outliers = OutlierPass(self.source, self.steps, folder, captured, self.progress.working).collect()
+        if outliers:
+            self.steps = with_outliers(self.steps, self.source.anatomy, outliers)
+            now = self._planned()
+            known = {"layers": now.layers, "weights_after": now.weights_after, "live": now.live}
+            self.plan = replace(self.plan, **known, shares=now.shares)
+            for sentence in now.shares:
+                self.progress.learning(sentence)
 
     @torch.no_grad()
     @widened_products()
@@ -207,12 +232,9 @@ class Run:
         return replace(replay, hidden=()), hidden
 
     def _header(self) -> dict[str, Any]:
-        made = self.source.made
         return {
             "recipe": self.recipe.to_dict(),
             "source": provenance(self.source.directory, self.source.shards),
-            "history": made.past() if made else [],
-            "notes": made.notes if made else {},
         }
 
     def fingerprint(self) -> dict[str, Any]:

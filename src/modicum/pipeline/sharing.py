@@ -89,7 +89,7 @@ def notes(steps: Steps, anatomy: Anatomy) -> dict[str, dict[str, Any]]:
 def sentences(steps: Steps, anatomy: Anatomy) -> list[str]:
     """What a plan says of them: the range where it is known, how it will be found where it is not."""
     said = [
-        f"{step.name}: {min(table.values()):.1%} to {max(table.values()):.1%}, as its table says"
+        f"{step.name}: {min(table.values()):.1%} to {max(table.values()):.1%} by layer"
         for step, table in tables(steps, anatomy)
         if table
     ]

@@ -19,8 +19,9 @@ from modicum.calibrate.statistics import Statistics
 from modicum.errors import NotFinite, PromiseBroken
 from modicum.kernels.checks import all_finite, relative_error
 from modicum.kernels.compensation import NotPositiveDefinite
-from modicum.method import LayerMethod, Method, Target
+from modicum.method import LayerMethod, Target
 from modicum.models import Block, Layer
+from modicum.prune.sparse import Sparse
 from modicum.weights.base import WeightForm
 from modicum.weights.properties import Property, ZeroMask
 
@@ -36,8 +37,8 @@ class Swept:
 
 
 def touching(steps: Steps, layer: Layer) -> tuple[LayerMethod, ...]:
-    """The steps that apply to a layer, in order."""
-    return tuple(step for step in steps if step.touches(layer.name, layer.role))
+    """The steps that apply to a layer, in order, with the settings that they have for it."""
+    return tuple(step.of_layer(layer.name) for step in steps if step.touches(layer.name, layer.role))
 
 
 def wanted_statistics(steps: Steps, block: Block) -> dict[str, frozenset[str]]:
@@ -77,8 +78,7 @@ def sweep_block(
     Args:
         steps: layer methods, in order.
         calibrated: the block with what calibration saw.
-        live: for each layer, the properties that hold before the first of the steps that touch it, and those that
-            must hold after each.
+        live: for each layer, the properties that must hold after each of the steps that touch it.
         progress: called with the name of each layer before it is worked on.
 
     Raises:
@@ -94,11 +94,11 @@ def sweep_block(
             if not step.touches(layer.name, layer.role):
                 continue
             progress(f"{step.name}  {layer.name}")
-            position = done[layer.name]
-            held, promised = live[layer.name][position : position + 2]
-            form, notes = _compress(step, layer, calibrated.layer_statistics(layer), held)
+            own, position = step.of_layer(layer.name), done[layer.name]
+            held = live[layer.name][position - 1] if position else frozenset()
+            form, notes = _compress(own, layer, calibrated.layer_statistics(layer), held)
             dense = form.to_dense()
-            _verify(step, layer, form, dense, held, promised)
+            _verify(step, layer, form, dense, held, live[layer.name][position])
             layer.set_weight(dense, form.bias)
             swept.forms[layer.name] = form
             swept.records.setdefault(layer.name, {}).update(notes)
@@ -117,6 +117,8 @@ def _compress(
     zeros = weight == 0 if any(isinstance(p, ZeroMask) for p in held) else None
     target = Target(layer.name, layer.role, weight, layer.bias, zeros)
     notes: dict[str, Any] = {}
+    if isinstance(step, Sparse) and step.shared:
+        notes["target_sparsity"] = round(step.sparsity, 6)
     if step.statistics() and not statistics.tokens:
         notes["note"] = "no calibration token reached this layer; it was treated as if all inputs were alike"
     try:
@@ -147,30 +149,14 @@ def _verify(
             f"{step.name} made NaN or infinity at {layer.name}.", "Raise its damping, or leave it out."
         )
     for promise in promised:
-        if isinstance(promise, ZeroMask) and promise not in held:
+        if promise == ZeroMask() and promise not in held:
             continue  # a new mask is whatever is zero now
-        check_promise(step, layer, promise, before if promise in held else dense, form)
-
-
-def check_promise(step: Method, layer: Layer, promise: Property, before: Tensor, form: WeightForm) -> None:
-    """Hold what a step left of a layer against one property.
-
-    Args:
-        step: that was run.
-        layer: that it changed.
-        promise: what must hold.
-        before: [out, in] the layer before it; bool will do where only zeros matter.
-        form: the layer after it.
-
-    Raises:
-        PromiseBroken: names the step, the layer and the property.
-    """
-    complaint = promise.violation(before, form)
-    if complaint:
-        raise PromiseBroken(
-            f"After {step.name}, {layer.name} no longer has {promise.name}: {complaint}.",
-            "Nothing of it was written. This is a defect of the method; please report it.",
-        )
+        complaint = promise.violation(before if promise in held else dense, form)
+        if complaint:
+            raise PromiseBroken(
+                f"After {step.name}, {layer.name} no longer has {promise.name}: {complaint}.",
+                "Nothing was written for this block. This is a defect of the method; please report it.",
+            )
 
 
 def _record(layer: Layer, form: WeightForm, calibrated: CalibratedBlock) -> dict[str, Any]:

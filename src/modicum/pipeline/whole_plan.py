@@ -20,6 +20,7 @@ from modicum.pipeline.composition import live_properties, split_steps
 from modicum.pipeline.outline import Outline
 from modicum.pipeline.plan import Format, LayerPlan, integer_schemes, layer_plan, storage_format
 from modicum.pipeline.recipe import Recipe
+from modicum.pipeline.sharing import by_outliers, sentences, with_tables
 from modicum.pipeline.sweep import touching
 
 
@@ -94,6 +95,7 @@ def make_whole_plan(
         InvalidSetting: blocks that are not there are to stay, nothing is touched, or the format cannot store it.
     """
     whole, layers, *_ = split_steps(recipe.steps)
+    layers = with_tables(layers, outline.anatomy)
     live_properties(recipe.steps)
     if layers and length is None:
         check_format(wanted)
@@ -105,6 +107,7 @@ def make_whole_plan(
     if after is not None and form != "plain":
         after -= sum(plan.before - plan.after for plan in planned)
     needed = recipe.calibration.samples if any(s.statistics() or s.inputs() for s in layers) else 0
+    unknown = (*unknown, *sentences(list(filter(by_outliers, layers)), outline.anatomy))
     if any(step.samples for step in steps):
         unknown = (*unknown, "How long it takes, and what activations need of memory, is known when it runs.")
     return WholePlan(
