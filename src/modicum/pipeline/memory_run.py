@@ -13,11 +13,11 @@ from modicum.errors import UnusableData
 from modicum.kernels.products import widened_products
 from modicum.models import Anatomy, Layer, capture
 from modicum.models.replay import Batch, entering
-from modicum.pipeline.composition import live_properties
 from modicum.pipeline.footprint import BATCH_TOKENS
 from modicum.pipeline.gradients import loaded_gradients
 from modicum.pipeline.outliers import loaded_outliers
 from modicum.pipeline.plan import layer_steps
+from modicum.pipeline.promises import Promised, live_of
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress, Silent, advance, calibrate
 from modicum.pipeline.sharing import with_outliers, with_tables
@@ -30,7 +30,11 @@ Deliver = Callable[[Layer, WeightForm], None]
 
 
 def compress_model(
-    model: nn.Module, recipe: Recipe, data: Batches | None = None, progress: Progress | None = None
+    model: nn.Module,
+    recipe: Recipe,
+    data: Batches | None = None,
+    progress: Progress | None = None,
+    promised: Promised | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Compress a loaded model in place; packed layers are exchanged for their forms.
 
@@ -41,6 +45,7 @@ def compress_model(
             (`modicum.trainer.questions.passes`). None if no step needs data. Positions where a batch's
             `attention_mask` is 0 are left out of the statistics.
         progress: who to tell.
+        promised: what holds for its layers already, and must go on to hold.
 
     Returns:
         What became of each touched layer.
@@ -54,18 +59,22 @@ def compress_model(
         if not form.expand_on_load:
             layer.replace(form)
 
-    return sweep_model(model, recipe, data, progress, exchange)
+    return sweep_model(model, recipe, data, progress, exchange, promised)
 
 
 @torch.no_grad()
 @widened_products()
 def sweep_model(
-    model: nn.Module, recipe: Recipe, data: Batches | None, progress: Progress | None, deliver: Deliver
+    model: nn.Module,
+    recipe: Recipe,
+    data: Batches | None,
+    progress: Progress | None,
+    deliver: Deliver,
+    promised: Promised | None = None,
 ) -> dict[str, dict[str, Any]]:
     """As `compress_model`, with the forms going to `deliver`; the layers hold their decoded values already."""
-    anatomy, told = Anatomy.of(model), progress or Silent()
-    steps: Steps = with_tables(layer_steps(recipe), anatomy)
-    live = {layer.name: live_properties(touching(steps, layer)) for layer in anatomy.layers()}
+    steps, anatomy, told = layer_steps(recipe), Anatomy.of(model), progress or Silent()
+    live = live_of(steps, anatomy.layers(), promised or {})
     _check_shapes(steps, anatomy)
     hungry = [step.name for step in steps if step.statistics() or step.inputs()]
     if hungry and data is None:
@@ -74,7 +83,7 @@ def sweep_model(
     masks = [_mask(batch) for batch in batches]
     if outliers := loaded_outliers(anatomy, steps, batches, masks):
         steps = with_outliers(steps, anatomy, outliers)
-        live = {layer.name: live_properties(touching(steps, layer)) for layer in anatomy.layers()}
+        live = live_of(steps, anatomy.layers(), promised or {})
     gradients = loaded_gradients(anatomy, steps, batches)
     replay = capture(anatomy, batches, seams=True) if batches else None
     hidden = list(replay.hidden) if replay else []

@@ -21,9 +21,9 @@ from modicum.formats.compressed_tensors import expressible
 from modicum.kernels.grids import IntegerScheme
 from modicum.method import LayerMethod
 from modicum.models import Layer
-from modicum.pipeline.composition import live_properties
 from modicum.pipeline.footprint import hidden_width, peak_memory
 from modicum.pipeline.gradients import file_bytes
+from modicum.pipeline.promises import live_of, recorded
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.sharing import by_outliers, sentences, with_tables
 from modicum.pipeline.source import Source
@@ -67,8 +67,7 @@ class Plan:
         peak_memory: resident memory of the process at its fullest moment.
         seconds: a rough estimate of the running time on this machine.
         tokens: calibration tokens; 0 if no step needs data.
-        live: properties that hold for each layer after each of its steps.
-        shares: how steps share a sparsity out among layers, in sentences.
+        live: properties that hold for each layer before the first of its steps, and after each.
     """
 
     model: str
@@ -124,12 +123,8 @@ def make_plan(
         RecipeConflict: steps that cannot follow each other on some layer.
         InvalidSetting: nothing is touched, or the format cannot store the result.
     """
-    steps = with_tables(layer_steps(recipe), source.anatomy)
-    live = {
-        layer.name: live_properties(touching(steps, layer))
-        for layer in source.anatomy.layers()
-        if touching(steps, layer)
-    }
+    steps = layer_steps(recipe)
+    live = live_of(steps, source.anatomy.layers(), recorded(source.made))
     if not live:
         raise InvalidSetting("The recipe touches no layer of this model.", "Widen `only`, or narrow `skip`.")
     layers = tuple(

@@ -232,9 +232,12 @@ class Run:
         return replace(replay, hidden=()), hidden
 
     def _header(self) -> dict[str, Any]:
+        made = self.source.made
         return {
             "recipe": self.recipe.to_dict(),
             "source": provenance(self.source.directory, self.source.shards),
+            "history": made.past() if made else [],
+            "notes": made.notes if made else {},
         }
 
     def fingerprint(self) -> dict[str, Any]:

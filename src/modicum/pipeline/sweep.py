@@ -19,7 +19,7 @@ from modicum.calibrate.statistics import Statistics
 from modicum.errors import NotFinite, PromiseBroken
 from modicum.kernels.checks import all_finite, relative_error
 from modicum.kernels.compensation import NotPositiveDefinite
-from modicum.method import LayerMethod, Target
+from modicum.method import LayerMethod, Method, Target
 from modicum.models import Block, Layer
 from modicum.prune.sparse import Sparse
 from modicum.weights.base import WeightForm
@@ -78,7 +78,8 @@ def sweep_block(
     Args:
         steps: layer methods, in order.
         calibrated: the block with what calibration saw.
-        live: for each layer, the properties that must hold after each of the steps that touch it.
+        live: for each layer, the properties that hold before the first of the steps that touch it, and those that
+            must hold after each.
         progress: called with the name of each layer before it is worked on.
 
     Raises:
@@ -94,11 +95,11 @@ def sweep_block(
             if not step.touches(layer.name, layer.role):
                 continue
             progress(f"{step.name}  {layer.name}")
-            own, position = step.of_layer(layer.name), done[layer.name]
-            held = live[layer.name][position - 1] if position else frozenset()
-            form, notes = _compress(own, layer, calibrated.layer_statistics(layer), held)
+            position = done[layer.name]
+            held, promised = live[layer.name][position : position + 2]
+            form, notes = _compress(step, layer, calibrated.layer_statistics(layer), held)
             dense = form.to_dense()
-            _verify(step, layer, form, dense, held, live[layer.name][position])
+            _verify(step, layer, form, dense, held, promised)
             layer.set_weight(dense, form.bias)
             swept.forms[layer.name] = form
             swept.records.setdefault(layer.name, {}).update(notes)
@@ -151,12 +152,28 @@ def _verify(
     for promise in promised:
         if promise == ZeroMask() and promise not in held:
             continue  # a new mask is whatever is zero now
-        complaint = promise.violation(before if promise in held else dense, form)
-        if complaint:
-            raise PromiseBroken(
-                f"After {step.name}, {layer.name} no longer has {promise.name}: {complaint}.",
-                "Nothing was written for this block. This is a defect of the method; please report it.",
-            )
+        check_promise(step, layer, promise, before if promise in held else dense, form)
+
+
+def check_promise(step: Method, layer: Layer, promise: Property, before: Tensor, form: WeightForm) -> None:
+    """Hold what a step left of a layer against one property.
+
+    Args:
+        step: that was run.
+        layer: that it changed.
+        promise: what must hold.
+        before: [out, in] the layer before it; bool will do where only zeros matter.
+        form: the layer after it.
+
+    Raises:
+        PromiseBroken: names the step, the layer and the property.
+    """
+    complaint = promise.violation(before, form)
+    if complaint:
+        raise PromiseBroken(
+            f"After {step.name}, {layer.name} no longer has {promise.name}: {complaint}.",
+            "Nothing of it was written. This is a defect of the method; please report it.",
+        )
 
 
 def _record(layer: Layer, form: WeightForm, calibrated: CalibratedBlock) -> dict[str, Any]:
