@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from modicum.errors import InvalidSetting
-from modicum.models.cifar_resnet import CifarResNetConfig
+from modicum.models.cifar_resnet import is_cifar_resnet
 from modicum.models.class_models import class_kind
 from modicum.models.image_models import image_kind
 from modicum.pipeline.classes import load_classes
 from modicum.pipeline.images import load_images
 from modicum.pipeline.loading import load_model
+from modicum.pipeline.resnets import load_resnet
 from modicum.pipeline.run import check_device
 from modicum.pipeline.saving import save_model
-from modicum.pipeline.whole import model_type, open_whole
 from modicum.zoo.locate import locate
 
 save = save_model
@@ -59,6 +59,6 @@ def load(
         return load_classes(directory, dtype, device)
     if kind is not None:
         return load_images(directory, kind, dtype, device, text_encoder)
-    if model_type(directory) == CifarResNetConfig.model_type:
-        return open_whole(directory, device)
+    if is_cifar_resnet(directory):
+        return load_resnet(directory, device)
     return load_model(directory, dtype, device, sparse_kernels=sparse_kernels)

@@ -7,8 +7,8 @@ are filled, `start` checks them and lets the forward passes decode.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,11 @@ from modicum.errors import CheckpointError, UnsupportedModel
 from modicum.formats.coded import CodedShards
 from modicum.formats.coded_layout import AGAIN, DTYPES, CodedGroup, CodedWeight, Layout
 from modicum.formats.irregular import submodule
-from modicum.formats.shards import Stored
+from modicum.formats.shards import Shards, Stored
+from modicum.models.state_files import Prepare
 from modicum.weights.coded import HOSTED, CodedWeights, Group, Place
+
+Built = TypeVar("Built", bound=nn.Module)
 
 
 def install(model: Any, layout: Layout, stored: Mapping[str, Stored]) -> list[Group]:
@@ -135,6 +138,32 @@ def fill(groups: list[Group], shards: CodedShards, device: torch.device, offload
                 group.hosted[key] = array.pin_memory() if device.type == "cuda" else array
             else:
                 group.holder._buffers[key] = array.to(device)
+
+
+def runs(shards: Shards) -> TypeGuard[CodedShards]:
+    """Whether a model can run from these tensors as they are coded."""
+    return isinstance(shards, CodedShards) and shards.layout.method == "lossless.dfloat11"
+
+
+def opened(shards: CodedShards, build: Callable[[dict[str, Tensor], Prepare], Built]) -> Built:
+    """A model that modicum defines, running from its codes.
+
+    Args:
+        shards: the checkpoint, one that `runs`.
+        build: makes the model of all tensors that are stored; its second argument is to be called with the part that
+            they belong to while that has no weights.
+
+    Raises:
+        CheckpointError: a group is damaged, or the model has other weights.
+    """
+    groups: list[Group] = []
+    coded = {f"{n}.{key}": array for n in shards.layout.groups for key, array in shards.arrays(n).items()}
+    rest = {name: shards.stored.read(name) for name in shards.stored.names() if name not in coded}
+    model = build(
+        coded | rest, lambda part: groups.extend(install(part, shards.layout, shards.stored.tensors))
+    )
+    start(model, groups)
+    return model
 
 
 def start(model: nn.Module, groups: Sequence[Group]) -> CodedWeights:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from modicum.models.dit import DiT, DiTConfig, load_dit
 from modicum.models.dit import files as dit_files
-from modicum.models.dit.diffusers_layout import CLASS, read_config
+from modicum.models.dit.diffusers_layout import CLASS, from_diffusers, read_config
 from modicum.models.mar import MAR, MARConfig, load_mar
 from modicum.models.mar import files as mar_files
-from modicum.models.state_files import read_json
+from modicum.models.state_files import Prepare, read_json, unchanged
 
 ClassModel = DiT | MAR
 ClassConfig = DiTConfig | MARConfig
@@ -59,6 +59,7 @@ def load_class_model(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     tensors: Mapping[str, Tensor] | None = None,
+    prepare: Prepare = unchanged,
 ) -> ClassModel:
     """A model of `class_kind` in evaluation mode.
 
@@ -66,7 +67,8 @@ def load_class_model(
         directory: in one of the three layouts.
         dtype: of the parameters.
         device: where it goes.
-        tensors: its weights under original names, if they are not to be read from the directory.
+        tensors: its weights under the names of its layout, if they are not to be read from the directory.
+        prepare: called with the model, while it has no weights, if they are given.
 
     Raises:
         CheckpointError: files are missing, corrupt, or do not fit together.
@@ -76,8 +78,23 @@ def load_class_model(
         return load(directory, dtype=dtype, device=device)
     config = class_config(directory)
     if isinstance(config, MARConfig):
-        return mar_files.assemble(config, tensors, dtype).to(device)
-    return dit_files.assemble(config, tensors, dtype).to(device)
+        return mar_files.assemble(config, tensors, dtype, prepare).to(device)
+    if in_diffusers_layout(directory):
+        tensors = from_diffusers(tensors, config)
+    return dit_files.assemble(config, tensors, dtype, prepare).to(device)
+
+
+def empty_class_model(directory: Path, dtype: torch.dtype = torch.float32) -> ClassModel:
+    """A model of `class_kind` on the meta device, without weights; arguments and errors as of `class_config`."""
+    config = class_config(directory)
+    with torch.device("meta"):
+        model: ClassModel = MAR(config) if isinstance(config, MARConfig) else DiT(config)
+    return model.to(dtype).eval()
+
+
+def in_diffusers_layout(directory: Path) -> bool:
+    """Whether the tensors of a model of `class_kind` have the names of diffusers."""
+    return _config(network_of(directory)).get("_class_name") == CLASS
 
 
 def save_class_model(model: ClassModel, out: Path, *, half: bool = False) -> Path:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.models.next_scale import NextScaleModel
-from modicum.models.state_files import read_json
+from modicum.models.state_files import Prepare, read_json, unchanged
 
 Kind = Literal["var", "infinity"]
 
@@ -43,6 +43,7 @@ def load_image_model(
     device: str = "cpu",
     text_encoder: str | Path | None = None,
     transformer: Mapping[str, Tensor] | None = None,
+    prepare: Prepare = unchanged,
 ) -> NextScaleModel:
     """A next-scale model in evaluation mode.
 
@@ -53,6 +54,7 @@ def load_image_model(
         device: where it goes.
         text_encoder: directory of the text encoder, for a model that reads prompts.
         transformer: its tensors, if they are not to be read from the directory.
+        prepare: called with the transformer while it has no weights.
 
     Raises:
         CheckpointError: files are missing, corrupt, or do not fit together.
@@ -60,7 +62,8 @@ def load_image_model(
     module, name = _LOADERS[kind]
     load: Callable[..., NextScaleModel] = getattr(import_module(module), name)
     reads = {} if text_encoder is None else {"text_encoder": text_encoder}
-    return load(directory, dtype=dtype or torch.float32, device=device, transformer=transformer, **reads)
+    given = {"transformer": transformer, "prepare": prepare, **reads}
+    return load(directory, dtype=dtype or torch.float32, device=device, **given)
 
 
 def transformer_of(directory: Path, kind: Kind) -> nn.Module:

@@ -33,6 +33,13 @@ _WHOLE = (
 _INDEXES = tuple(f"{name}.index.json" for name in _WHOLE)
 _SHOWN = 5
 
+Prepare = Callable[[nn.Module], None]
+"""What changes a model that has no weights yet."""
+
+
+def unchanged(model: nn.Module) -> None:
+    """Prepare nothing."""
+
 
 def read_tensors(path: Path, inside: Sequence[tuple[str, ...]] = ()) -> dict[str, Tensor]:
     """The state dict in a .safetensors or .pth file, or in a directory of shards; no code in it is run.

@@ -2,7 +2,7 @@
 
 These models fit into memory whole, so their layers are compressed there, block by block, calibrated on what they are
 asked in training: noisy pictures at all steps. What only saves bytes on disk is dense again after loading; packed
-integers stay packed. Only `modicum.load` opens such directories, so no other format has a reader.
+integers stay packed, codes stay codes. Only `modicum.load` opens such directories, so no other format has a reader.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import torch
 
 from modicum.data.samples import Samples
 from modicum.errors import InvalidSetting
-from modicum.formats.dfloat11 import open_shards
+from modicum.formats.coded_models import opened, runs
+from modicum.formats.dfloat11 import is_published
 from modicum.formats.manifest import Manifest
 from modicum.formats.shards import Shards
 from modicum.formats.stored_forms import dense_tensors, read_forms
 from modicum.models import Anatomy
 from modicum.models.class_models import ClassModel, load_class_model, network_of, save_class_model
 from modicum.pipeline.checkpoint import file_hash
+from modicum.pipeline.coded import original_shards
 from modicum.pipeline.memory_run import sweep_model
 from modicum.pipeline.plan import Format, integer_schemes, layer_steps
 from modicum.pipeline.promises import in_words, promised_by, recorded
@@ -47,10 +49,12 @@ def load_classes(directory: Path, dtype: torch.dtype | None = None, device: str 
         CheckpointError: files are missing, corrupt, or do not fit together.
     """
     dtype = dtype or torch.float32
-    manifest = Manifest.present(directory)
-    if manifest is None or not (manifest.forms() or manifest.coded):
+    manifest = Manifest.present(directory) or Manifest()
+    if not (manifest.forms() or manifest.coded or is_published(directory)):
         return load_class_model(directory, dtype, device)
-    shards = open_shards(directory)
+    shards = original_shards(directory)
+    if runs(shards):
+        return opened(shards, lambda *given: load_class_model(directory, dtype, device, *given))
     forms = read_forms(manifest, shards)
     model = load_class_model(directory, dtype, device, dense_tensors(forms, shards))
     for name, form in forms.items():

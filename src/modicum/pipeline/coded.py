@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ from transformers import GenerationConfig
 
 from modicum.errors import CheckpointError, InvalidSetting, OutputExists
 from modicum.formats.coded import CodedShards
-from modicum.formats.coded_models import fill, install, start
+from modicum.formats.coded_models import fill, install, runs, start
 from modicum.formats.dfloat11 import KEY, is_published, open_shards, read_published
 from modicum.formats.irregular import check, reshape
 from modicum.formats.manifest import Manifest
 from modicum.formats.merge import join_all, plan_shards
 from modicum.formats.native import GUARD
-from modicum.formats.shards import Shards, write_json, write_tensors
+from modicum.formats.shards import SINGLE, Shards, write_json, write_tensors
 from modicum.models import CheckpointMap, load_tensors
+from modicum.models.cifar_resnet import is_cifar_resnet
+from modicum.models.class_models import class_kind, empty_class_model, in_diffusers_layout
+from modicum.models.dit.files import DIFFUSERS_MODEL
 from modicum.models.image_models import image_kind
 from modicum.pipeline.checkpoint import copy_companions, file_hash
 from modicum.pipeline.images import copy_beside
@@ -34,7 +38,7 @@ REST_BYTES = 1 << 28
 def load_coded(
     directory: Path, dtype: torch.dtype | None = None, device: str = "cpu", *, offload: bool = False
 ) -> nn.Module:
-    """A language model whose weights are coded without loss, in evaluation mode.
+    """A model of transformers whose weights are coded without loss, in evaluation mode.
 
     DFloat11 stays coded, and every block is decoded before it runs; what is only for storage is expanded.
 
@@ -59,13 +63,12 @@ def load_coded(
     model = built(config, dtype, directory)
     reshape(model, manifest)
     check(model, manifest, shards)
-    runs = shards.layout.method == "lossless.dfloat11"
-    groups = install(model, shards.layout, shards.stored.tensors) if runs else []
+    groups = install(model, shards.layout, shards.stored.tensors) if runs(shards) else []
     _load_rest(
         model, shards, {key for name in shards.layout.groups for key in shards.layout.keys(name)}, device
     )
     fill(groups, shards, torch.device(device), offload)
-    if runs:
+    if runs(shards):
         start(model, groups)
     _read_generation(model, directory)
     return model.eval()
@@ -102,7 +105,28 @@ def original_shards(directory: Path) -> Shards:
     """
     if not directory.is_dir() or not is_published(directory):
         return open_shards(directory)
+    if class_kind(directory):
+        return read_published(directory, empty_class_model(directory))
     return read_published(directory, built(read_config(directory), torch.bfloat16, directory))
+
+
+def own_kind(directory: Path) -> bool:
+    """Whether a directory holds a model that modicum defines and that is one state dict."""
+    return class_kind(directory) is not None or is_cifar_resnet(directory)
+
+
+def copy_beside_weights(directory: Path, root: Path) -> None:
+    """Copy what belongs to a model of any family beside its weights and its config.json.
+
+    Args:
+        directory: of the weights; if that is in a diffusers pipeline, its autoencoder goes along.
+        root: where to.
+    """
+    if image_kind(directory) or own_kind(directory):
+        copy_beside(directory, root)
+    if (directory.parent / "model_index.json").is_file() and (directory.parent / "vae").is_dir():
+        shutil.copytree(directory.parent / "vae", root / "vae", dirs_exist_ok=True)
+    copy_companions(directory, root)
 
 
 def expand(directory: Path, out: Path) -> int:
@@ -127,24 +151,24 @@ def expand(directory: Path, out: Path) -> int:
         raise InvalidSetting(f"{directory.name} is not coded.", "It is open to everybody as it is.")
     check_space(out, shards.nbytes())
     with published(out.absolute()) as root:
-        _write_original(shards, root)
-        if image_kind(directory):
-            copy_beside(directory, root)
-        copy_companions(directory, root)
+        names = _write_original(shards, root)
+        copy_beside_weights(directory, root)
         manifest = Manifest.present(directory)
         config = json.loads((directory / "config.json").read_text())
         if manifest is None or not manifest.shapes:
             config = {k: v for k, v in config.items() if k not in ("quantization_config", *GUARD)}
         config.pop(KEY, None)
         write_json(root / "config.json", config)
+        if own_kind(root) and in_diffusers_layout(root) and names == [SINGLE]:
+            names = [(root / SINGLE).rename(root / DIFFUSERS_MODEL).name]
         if manifest is not None:
-            files = {file.name: file_hash(file) for file in sorted(root.glob("model*.safetensors"))}
+            files = {name: file_hash(root / name) for name in names}
             manifest.model_copy(update={"coded": {}, "files": files}).write(root)
     return Shards(out).nbytes()
 
 
-def _write_original(shards: CodedShards, root: Path) -> None:
-    """The tensors of the original in shards of the usual size."""
+def _write_original(shards: CodedShards, root: Path) -> list[str]:
+    """The tensors of the original in shards of the usual size, and the names of their files."""
     parts = root / "parts"
     parts.mkdir()
     groups = [[name for name, _ in group.tensors()] for group in shards.layout.groups.values()]
@@ -155,5 +179,6 @@ def _write_original(shards: CodedShards, root: Path) -> None:
     groups += [[rest[i] for i in some] for some in places]
     for index, names in enumerate(groups):
         write_tensors(parts / f"{index:05d}.safetensors", {name: shards.read(name) for name in names})
-    join_all(parts, root)
+    names = join_all(parts, root)
     parts.rmdir()
+    return names

@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from modicum.errors import CheckpointError
+from modicum.formats.coded_models import opened, runs
 from modicum.formats.dfloat11 import open_shards
 from modicum.formats.manifest import Manifest
+from modicum.formats.shards import Shards
 from modicum.formats.stored_forms import dense_tensors, read_forms
 from modicum.models.image_models import Kind, load_image_model, transformer_of
 from modicum.models.next_scale import NextScaleModel
@@ -54,7 +56,7 @@ def load_images(
     device: str = "cpu",
     text_encoder: str | Path | None = None,
 ) -> NextScaleModel:
-    """An image model, compressed or not, in evaluation mode; integer weights stay packed.
+    """An image model, compressed or not, in evaluation mode; integer weights stay packed, codes stay codes.
 
     Args:
         directory: as modicum writes it.
@@ -70,6 +72,10 @@ def load_images(
     if manifest is None:
         return load_image_model(directory, kind, dtype, device, text_encoder)
     shards = open_shards(directory)
+    if runs(shards):
+        return opened(
+            shards, lambda *given: load_image_model(directory, kind, dtype, device, text_encoder, *given)
+        )
     forms = read_forms(manifest, shards)
     model = load_image_model(directory, kind, dtype, device, text_encoder, dense_tensors(forms, shards))
     for name, form in forms.items():
@@ -80,8 +86,9 @@ def load_images(
 
 def copy_beside(directory: Path, root: Path) -> None:
     """Copy what draws and reads beside the transformer; not the card, whose figures are those of the original."""
+    weights = {at.file.name for at in Shards(directory).tensors.values()}
     for found in directory.iterdir():
         if found.is_dir():
             shutil.copytree(found, root / found.name, dirs_exist_ok=True)
-        elif found.suffix == ".safetensors" and not found.name.startswith("model"):
+        elif found.suffix == ".safetensors" and found.name not in weights:
             shutil.copyfile(found, root / found.name)

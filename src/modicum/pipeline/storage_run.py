@@ -8,7 +8,7 @@ follows as it is. Held are the weights of one group and their codes. A killed ru
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,21 +18,18 @@ import torch
 import transformers
 from torch import Tensor
 
-from modicum.errors import UnsupportedModel
-from modicum.formats.coded import CodedGroup, CodedWeight, Layout, coded_json
+from modicum.formats.coded_layout import CodedGroup, Layout, coded_json
 from modicum.formats.dfloat11 import published_config
 from modicum.formats.manifest import FILE, Manifest
 from modicum.formats.merge import join_all, plan_shards
 from modicum.formats.native import config_entries
 from modicum.formats.shards import Shards, write_json
 from modicum.kernels.allocator import return_freed_memory
-from modicum.method import StorageMethod
-from modicum.models.class_models import class_kind, network_of
-from modicum.models.image_models import image_kind
-from modicum.pipeline.checkpoint import copy_companions, file_hash
-from modicum.pipeline.coded import REST_BYTES
+from modicum.models.class_models import network_of
+from modicum.pipeline.checkpoint import file_hash
+from modicum.pipeline.coded import REST_BYTES, copy_beside_weights, own_kind
 from modicum.pipeline.composition import split_steps
-from modicum.pipeline.images import copy_beside
+from modicum.pipeline.dense import coded_groups, copies_of, dense_source
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.run import Progress, Run, Silent, check_space, provenance
 from modicum.pipeline.source import Source
@@ -40,7 +37,6 @@ from modicum.pipeline.whole_run import WholeRun
 from modicum.pipeline.workspace import Workspace
 from modicum.trainer import is_first
 from modicum.version import __version__
-from modicum.weights.base import dtype_name
 
 
 @dataclass
@@ -57,7 +53,7 @@ class StorageRun:
 
     Raises:
         RecipeConflict: steps that cannot follow each other.
-        UnsupportedModel: the model is one whose files are not coded.
+        UnsupportedModel: the architecture has no description.
     """
 
     directory: Path
@@ -99,7 +95,10 @@ class StorageRun:
             if self.before is None:
                 check_space(self.out, self.shards.nbytes() - workspace.nbytes())
             self._code(workspace)
-            self._finish(workspace)
+            records: dict[str, Any] = {}
+            for index in range(len(self._groups)):
+                records |= workspace.records(index)
+            self._finish(workspace, records, self._layout(records))
         workspace.publish()
         return Manifest.read(self.out)
 
@@ -131,7 +130,6 @@ class StorageRun:
             self.progress.learning(
                 f"{index + 1}/{len(self._groups)}  {name}  {record['dense_nbytes']:,} bytes  {how}"
             )
-        self._copy_rest(workspace)
 
     def _coded(self, name: str, group: CodedGroup) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The arrays of a group, or its tensors as they are; and what is to be said of it."""
@@ -150,41 +148,37 @@ class StorageRun:
             "bound": coding.bound,
         }
 
-    def _copy_rest(self, workspace: Workspace) -> None:
-        """Everything that belongs to no group, a part at a time; tied copies once."""
-        source = self.source
-        grouped = {tensor for group in self._groups.values() for tensor, _ in group.tensors()}
-        needed = dict.fromkeys(
-            part.name for name in source.names.needed() for part in source.names.sources(name)
-        )
-        rest = sorted(name for name in needed if name not in grouped)
-        sizes = [source.shards.tensors[name].nbytes for name in rest]
+    def _layout(self, records: dict[str, Any]) -> Layout:
+        """What was coded, and which of the other tensors need no bytes of their own."""
+        groups = {name: group for name, group in self._groups.items() if not records[name]["raw"]}
+        coded = [tensor for group in groups.values() for tensor, _ in group.tensors()]
+        return Layout(method=self.step.name, groups=groups, copies=copies_of(coded, self.source))
+
+    def _copy_rest(self, workspace: Workspace, copies: Collection[str]) -> None:
+        """Every other tensor of the original, whether the model needs it or not, a part at a time."""
+        shards = self.source.shards
+        known = {tensor for group in self._groups.values() for tensor, _ in group.tensors()} | set(copies)
+        rest = sorted(name for name in shards.names() if name not in known)
+        sizes = [shards.tensors[name].nbytes for name in rest]
         for part, places in enumerate(plan_shards(sizes, REST_BYTES)):
-            tensors = {rest[i]: source.shards.read(rest[i]) for i in places}
+            tensors = {rest[i]: shards.read(rest[i]) for i in places}
             workspace.write_rest(tensors, len(self._groups) + part)
 
-    def _finish(self, workspace: Workspace) -> None:
-        """Write everything beside the weights and join the files; may be interrupted and called again."""
-        records: dict[str, Any] = {}
-        for index in range(len(self._groups)):
-            records |= workspace.records(index)
-        layout = Layout(
-            method=self.step.name,
-            groups={name: group for name, group in self._groups.items() if not records[name]["raw"]},
-        )
+    def _finish(self, workspace: Workspace, records: dict[str, Any], layout: Layout) -> None:
+        """Write everything beside the coded weights and join the files; may be interrupted and called again."""
         root, directory = workspace.root, self.source.directory
-        if image_kind(directory):
-            copy_beside(directory, root)
-        copy_companions(directory, root)
+        copy_beside_weights(directory, root)
         config = json.loads((directory / "config.json").read_text())
-        config |= {**published_config(layout, self.source.model), **config_entries()}
-        write_json(root / "config.json", config)
+        config |= published_config(layout, self.source.model)
+        write_json(root / "config.json", config | ({} if own_kind(directory) else config_entries()))
+        if not (root / "shards.json").exists() and not list(root.glob("model*.safetensors")):
+            self._copy_rest(workspace, layout.copies)
         shards = join_all(workspace.blocks, root)
         known = Manifest.present(directory) or Manifest()
         known.model_copy(
             update={
                 "recipe": self.recipe.to_dict(),
-                "source": provenance(self.directory, self.shards),
+                "source": provenance(network_of(self.directory), self.shards),
                 "versions": {"modicum": __version__, "torch": torch.__version__,
                              "transformers": transformers.__version__},
                 "coded": coded_json(layout),
@@ -192,44 +186,6 @@ class StorageRun:
                 "files": {name: file_hash(root / name) for name in shards},
             }
         ).write(root)  # fmt: skip
-
-
-def dense_source(directory: Path) -> Source:
-    """A checkpoint whose weights can be coded.
-
-    Raises:
-        UnsupportedModel: the model is one whose files are not coded.
-    """
-    if class_kind(directory):
-        raise UnsupportedModel(
-            f"The files of {directory.name}, a model that draws classes, are not coded yet.",
-            "Compress a language model or one that draws image by image.",
-        )
-    return Source.open(directory)
-
-
-def coded_groups(source: Source, step: StorageMethod) -> dict[str, CodedGroup]:
-    """All groups of a step whose weights have one dtype that can be coded, whether they will shrink or not."""
-    groups = {}
-    shapes = {name: tuple(p.shape) for name, p in source.model.named_parameters(remove_duplicate=False)}
-    for name, parameters in step.groups(source.anatomy).items():
-        parts = {parameter: source.names.sources(parameter) for parameter in parameters}
-        dtypes = {source.shards.tensors[part.name].dtype for some in parts.values() for part in some}
-        if len(dtypes) == 1 and (dtype := dtype_name(next(iter(dtypes)))) in (
-            "bfloat16",
-            "float16",
-            "float32",
-        ):
-            weights = tuple(
-                CodedWeight(
-                    name=parameter,
-                    shape=shapes[parameter],
-                    tensors=tuple((part.name, source.shards.tensors[part.name].shape) for part in some),
-                )
-                for parameter, some in parts.items()
-            )
-            groups[name] = CodedGroup(dtype=dtype, weights=weights)
-    return groups
 
 
 def summary(records: dict[str, Any], nbytes: int) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Lane:
     def __init__(self, device: torch.device, streams: Any = None) -> None:
         self.device, self.streams = device, streams
         self.slots = [Slot() for _ in range(1 if streams is None else 2)]
-        self._side = None if streams is None else streams.Stream(device)
+        self._side: Any = None if streams is None else streams.Stream(device)
         self._now = 0
         self._ahead: Ahead | None = None
         self._following: dict[nn.Module, Group] = {}

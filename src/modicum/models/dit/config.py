@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from modicum.errors import InvalidSetting, UnknownName
 
 Kind = Literal["dit", "sit"]
+NO_SIZES = ("model_type", "dfloat11_config")  # what config.json says beside the sizes
 LATENT_DOWNSAMPLE = 8  # pixels per latent position, along one side
 
 
@@ -88,7 +89,7 @@ class DiTConfig(BaseModel):
         Raises:
             InvalidSetting: a setting that modicum does not know, or of the wrong type or range.
         """
-        sizes = {key: value for key, value in data.get("model", data).items() if key != "model_type"}
+        sizes = {key: value for key, value in data.get("model", data).items() if key not in NO_SIZES}
         try:
             return cls(**sizes)
         except ValidationError as error:

@@ -12,18 +12,20 @@ are another model here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from modicum.errors import CheckpointError, InvalidSetting
+from modicum.models.checkpoint_map import CheckpointMap, SourceTensor
 from modicum.models.dit.config import DiTConfig
 from modicum.models.dit.embeddings import positions
 from modicum.models.dit.transformer import NORM_EPS
 
 CLASS = "DiTTransformer2DModel"
+POSITIONS = "pos_embed"
 _OUTER = {
     "x_embedder.proj": "pos_embed.proj",
     "final_layer.adaLN_modulation.1": "proj_out_1",
@@ -55,7 +57,7 @@ def from_diffusers(tensors: Mapping[str, Tensor], config: DiTConfig) -> dict[str
         CheckpointError: two blocks hold different embedders, or only part of q, k and v.
     """
     left = dict(tensors)
-    ours = {"pos_embed": positions(config.hidden_size, config.grid)}
+    ours = {POSITIONS: positions(config.hidden_size, config.grid)}
     for name, theirs in _names(config):
         if theirs in left:
             ours[name] = left.pop(theirs)
@@ -87,6 +89,28 @@ def to_diffusers(tensors: Mapping[str, Tensor], config: DiTConfig) -> dict[str, 
                 if f"{ours}.{kind}" in tensors
             }
     return theirs
+
+
+class DiffusersMap(CheckpointMap):
+    """Which tensors of diffusers feed which parameter of a DiT; its position table follows from the sizes."""
+
+    def sources(self, name: str) -> list[SourceTensor]:
+        if name == POSITIONS:
+            return []
+        shape = self._shapes[name]
+        if ".attn.qkv." in name:
+            block, kind = name.split(".")[1], name.rpartition(".")[2]
+            third = (shape[0] // 3, *shape[1:])
+            wanted = [SourceTensor(f"transformer_blocks.{block}.{q}.{kind}", None, None, third) for q in _QKV]
+        else:
+            wanted = [SourceTensor(dict(_names(self.model.config))[name], None, None, shape)]  # type: ignore[arg-type]
+        absent = [source.name for source in wanted if source.name not in self.available]
+        if absent:
+            raise self._lacks(absent)
+        return wanted
+
+    def needed(self, prefix: str = "", skip: Sequence[str] = ()) -> list[str]:
+        return [name for name in super().needed(prefix, skip) if name != POSITIONS]
 
 
 def read_config(data: Mapping[str, Any]) -> DiTConfig:
@@ -176,8 +200,11 @@ def _drop_copies(left: dict[str, Tensor], ours: Mapping[str, Tensor], index: int
     """Take a block's copies of the embedders out of `left`."""
     for name, theirs in _SHARED.items():
         for kind in _KINDS:
-            copy = left.pop(f"transformer_blocks.{index}.{theirs}.{kind}", None)
-            if copy is not None and not torch.equal(copy, ours[f"{name}.{kind}"]):
+            copy, kept = (
+                left.pop(f"transformer_blocks.{index}.{theirs}.{kind}", None),
+                ours.get(f"{name}.{kind}"),
+            )
+            if copy is not None and (kept is None or not torch.equal(copy, kept)):
                 raise CheckpointError(
                     f"transformer_blocks.{index}.{theirs}.{kind} differs from that of block 0.",
                     "One embedder has to serve all blocks: train the copies together, or keep them frozen.",

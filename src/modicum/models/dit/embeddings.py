@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import cast
 
 import numpy as np
 import torch
@@ -55,7 +56,8 @@ class TimeEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """`[B] -> [B, width]`."""
-        return self.mlp(time_features(t).to(self.mlp.get_parameter("0.weight").dtype))
+        first = cast(nn.Linear, self.mlp[0])
+        return self.mlp(time_features(t).to(first.weight.dtype))
 
 
 class LabelEmbedder(nn.Module):

@@ -23,7 +23,15 @@ from torch import Tensor, nn
 from modicum.models.dit import diffusers_layout
 from modicum.models.dit.config import DiTConfig
 from modicum.models.dit.model import DiT
-from modicum.models.state_files import fill, read_json, read_tensors, stored, write_directory
+from modicum.models.state_files import (
+    Prepare,
+    fill,
+    read_json,
+    read_tensors,
+    stored,
+    unchanged,
+    write_directory,
+)
 
 CONFIG, MODEL = "config.json", "model.safetensors"
 POSITIONS = "pos_embed"
@@ -146,18 +154,25 @@ def from_diffusers(model: nn.Module) -> DiT:
     return made.to(next(model.parameters()).device)
 
 
-def assemble(config: DiTConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> DiT:
+def assemble(
+    config: DiTConfig,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+    prepare: Prepare = unchanged,
+) -> DiT:
     """A model in evaluation mode out of a state dict with original names.
 
     Args:
         config: sizes.
         tensors: parameters.
         dtype: of the parameters.
+        prepare: called with the model while it has no weights.
 
     Raises:
         CheckpointError: names or shapes do not fit the config; the message lists them.
     """
     with torch.device("meta"):
-        model = DiT(config)
+        model = DiT(config).to(dtype)
+    prepare(model)
     fill(model, tensors, "DiT", lambda name: dtype)
     return model.eval()

@@ -28,7 +28,15 @@ from modicum.models.infinity.model import Infinity
 from modicum.models.infinity.text import TextEncoder
 from modicum.models.infinity.transformer import untrained_text
 from modicum.models.next_scale import SelfAttention
-from modicum.models.state_files import fill, read_json, read_tensors, stored, write_directory
+from modicum.models.state_files import (
+    Prepare,
+    fill,
+    read_json,
+    read_tensors,
+    stored,
+    unchanged,
+    write_directory,
+)
 
 CONFIG, MODEL, VAE, TEXT = "config.json", "model.safetensors", "vae.safetensors", "text_encoder"
 _ZERO = "zero_k_bias"
@@ -45,6 +53,7 @@ def load_infinity(
     device: str = "cpu",
     text_encoder: str | Path | None = None,
     transformer: Mapping[str, Tensor] | None = None,
+    prepare: Prepare = unchanged,
 ) -> Infinity:
     """Open a directory that `convert` or `save` wrote, in evaluation mode.
 
@@ -54,6 +63,7 @@ def load_infinity(
         device: where to put it.
         text_encoder: directory of flan-t5-xl; `text_encoder` in `directory` by default, if it is there.
         transformer: its tensors, if they are not to be read from model.safetensors.
+        prepare: called with the transformer while it has no weights.
 
     Raises:
         CheckpointError: a file is missing, unreadable, or at odds with the config.
@@ -61,7 +71,7 @@ def load_infinity(
     directory = Path(directory)
     config = InfinityConfig.from_dict(read_json(directory / CONFIG, "an Infinity model"))
     tensors = read_tensors(directory / MODEL) if transformer is None else transformer
-    model = assemble(config, tensors, read_tensors(directory / VAE), dtype).to(device)
+    model = assemble(config, tensors, read_tensors(directory / VAE), dtype, prepare).to(device)
     if text_encoder is None and (directory / TEXT).is_dir():
         text_encoder = directory / TEXT
     if text_encoder is not None:
@@ -123,6 +133,7 @@ def assemble(
     transformer: Mapping[str, Tensor],
     vae: Mapping[str, Tensor],
     dtype: torch.dtype = torch.float32,
+    prepare: Prepare = unchanged,
 ) -> Infinity:
     """A model in evaluation mode out of two state dicts with modicum's names.
 
@@ -131,6 +142,7 @@ def assemble(
         transformer: parameters.
         vae: parameters.
         dtype: of the transformer's blocks.
+        prepare: called with the transformer while it has no weights.
 
     Raises:
         CheckpointError: names or shapes do not fit the config; the message lists them.
@@ -141,12 +153,14 @@ def assemble(
         if isinstance(module, SelfAttention):
             module.zero_k_bias = torch.zeros(config.embed_dim)
 
+    model.transformer.blocks.to(dtype)
+    prepare(model.transformer)
+
     def precision(name: str) -> torch.dtype:
         return dtype if _in_block(name) else torch.float32
 
     fill(model.transformer, transformer, "transformer", precision, derived=(_ZERO,))
     fill(model.vae, vae, "tokenizer", lambda _: torch.float32)
-    model.transformer.blocks.to(dtype)
     return model.eval()
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from modicum.errors import InvalidSetting, UnknownName
+from modicum.models.dit.config import NO_SIZES
 
 
 class MARConfig(BaseModel):
@@ -76,7 +77,7 @@ class MARConfig(BaseModel):
             InvalidSetting: a setting that modicum does not know, or of the wrong type or range.
         """
         try:
-            return cls(**{key: value for key, value in data.items() if key != "model_type"})
+            return cls(**{key: value for key, value in data.items() if key not in NO_SIZES})
         except ValidationError as error:
             faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise InvalidSetting(f"The MAR configuration is not usable: {faults}.", "Correct it.") from error

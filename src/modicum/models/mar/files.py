@@ -18,7 +18,15 @@ from torch import Tensor
 from modicum.models.dit.files import read_original
 from modicum.models.mar.config import MARConfig
 from modicum.models.mar.model import MAR
-from modicum.models.state_files import fill, read_json, read_tensors, stored, write_directory
+from modicum.models.state_files import (
+    Prepare,
+    fill,
+    read_json,
+    read_tensors,
+    stored,
+    unchanged,
+    write_directory,
+)
 
 CONFIG, MODEL = "config.json", "model.safetensors"
 
@@ -62,18 +70,25 @@ def save(model: MAR, out: str | Path, *, half: bool = False) -> Path:
     return write_directory(Path(out), texts, {MODEL: stored(model, lambda name: half)})
 
 
-def assemble(config: MARConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> MAR:
+def assemble(
+    config: MARConfig,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+    prepare: Prepare = unchanged,
+) -> MAR:
     """A model in evaluation mode out of a state dict with original names.
 
     Args:
         config: sizes.
         tensors: parameters.
         dtype: of the parameters.
+        prepare: called with the model while it has no weights.
 
     Raises:
         CheckpointError: names or shapes do not fit the config; the message lists them.
     """
     with torch.device("meta"):
-        model = MAR(config)
+        model = MAR(config).to(dtype)
+    prepare(model)
     fill(model, tensors, "MAR", lambda name: dtype)
     return model.eval()

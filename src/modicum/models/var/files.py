@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from modicum.models.next_scale import SelfAttention
-from modicum.models.state_files import fill, read_json, read_tensors, stored, write_directory
+from modicum.models.state_files import (
+    Prepare,
+    fill,
+    read_json,
+    read_tensors,
+    stored,
+    unchanged,
+    write_directory,
+)
 from modicum.models.var.config import VARConfig
 from modicum.models.var.model import VAR
 from modicum.models.var.transformer import derived_buffers
@@ -34,6 +42,7 @@ def load_var(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     transformer: Mapping[str, Tensor] | None = None,
+    prepare: Prepare = unchanged,
 ) -> VAR:
     """Open a directory that `convert` or `save` wrote, in evaluation mode.
 
@@ -42,6 +51,7 @@ def load_var(
         dtype: of the transformer; the VQVAE always runs in float32.
         device: where to put it.
         transformer: its tensors, if they are not to be read from model.safetensors.
+        prepare: called with the transformer while it has no weights.
 
     Raises:
         CheckpointError: a file is missing, unreadable, or at odds with the config.
@@ -49,7 +59,7 @@ def load_var(
     directory = Path(directory)
     config = read_config(directory / CONFIG)
     tensors = read_tensors(directory / MODEL) if transformer is None else transformer
-    return assemble(config, tensors, read_tensors(directory / VAE), dtype).to(device)
+    return assemble(config, tensors, read_tensors(directory / VAE), dtype, prepare).to(device)
 
 
 def convert(
@@ -108,6 +118,7 @@ def assemble(
     transformer: Mapping[str, Tensor],
     vae: Mapping[str, Tensor],
     dtype: torch.dtype = torch.float32,
+    prepare: Prepare = unchanged,
 ) -> VAR:
     """A model in evaluation mode out of two state dicts with original names.
 
@@ -116,6 +127,7 @@ def assemble(
         transformer: parameters, with or without buffers.
         vae: likewise.
         dtype: of the transformer.
+        prepare: called with the transformer while it has no weights.
 
     Raises:
         CheckpointError: names or shapes do not fit the config; the message lists them.
@@ -123,9 +135,10 @@ def assemble(
     with torch.device("meta"):
         model = VAR(config)
     _restore_buffers(model)
+    model.transformer.to(dtype)
+    prepare(model.transformer)
     fill(model.transformer, transformer, "transformer", lambda _: dtype, derived=_DERIVED)
     fill(model.vae, vae, "VQVAE", lambda _: torch.float32, derived=_DERIVED, any_shape=(_USAGE,))
-    model.transformer.to(dtype)
     return model.eval()
 
 
