@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from modicum.errors import (
 )
 from modicum.formats.coded_layout import Layout, coded_json
 from modicum.formats.manifest import Manifest
+from modicum.lossless import dfloat11
 from modicum.pipeline import storage_run
 from modicum.pipeline.coded import expand, load_coded
 from modicum.pipeline.verifying import verify
@@ -146,6 +148,27 @@ class TestPublishedLayout:
         ).cumsum(0).tolist()  # fmt: skip
         assert tensors["lm_head.split_positions"].tolist() == []
         assert tensors["model.layers.0.input_layernorm.weight"].dtype == torch.bfloat16
+
+    @pytest.mark.parametrize(
+        ("most", "patterns"),
+        [
+            (20_000, {r"model\.layers\.\d+\.self_attn": [p.partition(".")[2] for p in BLOCK[:4]],
+                      r"model\.layers\.\d+\.mlp": [p.partition(".")[2] for p in BLOCK[4:]]}),
+            (10_000, {r"model\.layers\.\d+\." + re.escape(path): [] for path in BLOCK}),
+        ],
+    )  # fmt: skip
+    def test_blocks_that_are_too_large_for_the_format_are_coded_in_parts(
+        self, llama: Path, tmp_path: Path, monkeypatch: Any, most: int, patterns: dict[str, Any], toolbox: Any
+    ) -> None:
+        monkeypatch.setattr(dfloat11, "MOST", most)
+        modicum.compress(llama, METHOD, out=tmp_path / "parts")
+        config = json.loads((tmp_path / "parts" / "config.json").read_text())["dfloat11_config"]
+        assert config["pattern_dict"] == {**patterns, r"model\.embed_tokens": [], "lm_head": []}
+        assert verify(llama, tmp_path / "parts").identical
+        wanted = toolbox.logits_of(modicum.load(llama))
+        assert torch.equal(toolbox.logits_of(modicum.load(tmp_path / "parts")), wanted)
+        (tmp_path / "parts" / "modicum.json").unlink()  # as others would read it
+        assert torch.equal(toolbox.logits_of(modicum.load(tmp_path / "parts")), wanted)
 
     @pytest.mark.parametrize("single", [True, False])
     def test_files_of_an_independent_writer_open(
