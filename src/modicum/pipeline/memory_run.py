@@ -73,7 +73,8 @@ def sweep_model(
     promised: Promised | None = None,
 ) -> dict[str, dict[str, Any]]:
     """As `compress_model`, with the forms going to `deliver`; the layers hold their decoded values already."""
-    steps, anatomy, told = layer_steps(recipe), Anatomy.of(model), progress or Silent()
+    anatomy, told = Anatomy.of(model), progress or Silent()
+    steps: Steps = with_tables(layer_steps(recipe), anatomy)
     live = live_of(steps, anatomy.layers(), promised or {})
     _check_shapes(steps, anatomy)
     hungry = [step.name for step in steps if step.statistics() or step.inputs()]

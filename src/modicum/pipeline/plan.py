@@ -123,7 +123,7 @@ def make_plan(
         RecipeConflict: steps that cannot follow each other on some layer.
         InvalidSetting: nothing is touched, or the format cannot store the result.
     """
-    steps = layer_steps(recipe)
+    steps = with_tables(layer_steps(recipe), source.anatomy)
     live = live_of(steps, source.anatomy.layers(), recorded(source.made))
     if not live:
         raise InvalidSetting("The recipe touches no layer of this model.", "Widen `only`, or narrow `skip`.")

@@ -95,9 +95,9 @@ def sweep_block(
             if not step.touches(layer.name, layer.role):
                 continue
             progress(f"{step.name}  {layer.name}")
-            position = done[layer.name]
+            own, position = step.of_layer(layer.name), done[layer.name]
             held, promised = live[layer.name][position : position + 2]
-            form, notes = _compress(step, layer, calibrated.layer_statistics(layer), held)
+            form, notes = _compress(own, layer, calibrated.layer_statistics(layer), held)
             dense = form.to_dense()
             _verify(step, layer, form, dense, held, promised)
             layer.set_weight(dense, form.bias)
