@@ -77,6 +77,15 @@ def test_weights_that_were_changed_before_are_not_compared(tiny_llama: Path, tmp
     assert pruned / 2 <= found.counts[0] < 0.6 * pruned
 
 
+def test_steps_of_an_earlier_run_are_remembered(tiny_llama: Path, tmp_path: Path) -> None:
+    modicum.compress(tiny_llama, {"steps": [{"prune.blocks": {"keep": [0, 2]}}]}, out=tmp_path / "short")
+    modicum.compress(tmp_path / "short", METHODS[1], out=tmp_path / "coded")
+    found = describe_coding(tmp_path / "coded", tiny_llama)
+    assert found is not None
+    assert found.changed_by == ("prune.blocks",)
+    assert found.tensors == 0
+
+
 def test_what_is_not_coded_has_nothing_to_tell(tiny_llama: Path, tmp_path: Path) -> None:
     assert describe_coding(tiny_llama, tiny_llama) is None
     tensors = load_file(tiny_llama / "model.safetensors")

@@ -78,6 +78,26 @@ def test_what_cannot_be_coded_is_named_and_counted_as_it_is(tiny_llama: Path, tm
     assert plan.weights_after == Shards(tmp_path / "coded").nbytes()
 
 
+@pytest.mark.parametrize("model", ["nano-dit", "nano-var"])
+def test_models_that_draw_are_planned_too(model: str, tmp_path: Path) -> None:
+    plan = planned(model, METHODS[0])
+    modicum.compress(model, METHODS[0], out=tmp_path / "coded")
+    assert not plan.estimated
+    assert plan.weights_after == Shards(tmp_path / "coded").nbytes()
+
+
+def test_a_tied_head_that_is_stored_needs_no_bytes_of_its_own(tiny_models: Any, tmp_path: Path) -> None:
+    tied = tmp_path / "tied"
+    shutil.copytree(tiny_models("llama", "bfloat16", tie_word_embeddings=True), tied)
+    tensors = load_file(tied / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tied / "model.safetensors", {"format": "pt"})
+    plan = planned(tied, METHODS[0])
+    modicum.compress(tied, METHODS[0], out=tmp_path / "coded")
+    assert plan.weights_after == Shards(tmp_path / "coded").nbytes()
+    assert plan.rest == 2 * 3 + 1
+
+
 class TestStepsBefore:
     def test_layer_steps_are_planned_as_they_run_and_sizes_are_estimates(self, tiny_llama: Path) -> None:
         packed = {"quantize.rtn": {"bits": 4, "group_size": 16}}

@@ -9,13 +9,13 @@ import torch
 from modicum.models.cifar_resnet import CifarResNetConfig
 from modicum.models.class_models import class_kind
 from modicum.pipeline.composition import split_steps
+from modicum.pipeline.dense import dense_source
 from modicum.pipeline.loading import refuse_images
 from modicum.pipeline.outline import Outline
 from modicum.pipeline.plan import Format, Plan, make_plan
 from modicum.pipeline.recipe import Recipe
 from modicum.pipeline.source import Source
 from modicum.pipeline.storage_plan import StoragePlan, make_storage_plan
-from modicum.pipeline.storage_run import dense_source
 from modicum.pipeline.whole import model_type
 from modicum.pipeline.whole_plan import WholePlan, make_whole_plan
 

@@ -102,8 +102,9 @@ def _parts(shards: CodedShards) -> dict[str, int]:
 
 
 def _changing(manifest: Manifest) -> Iterator[str]:
-    """Names of all steps that change weights."""
-    for step in manifest.recipe.get("steps", []):
-        for name in [step] if isinstance(step, str) else step:
-            if not issubclass(find(name), StorageMethod | RuntimeMethod):
-                yield name
+    """Names of all steps, of this run and of those before, that change weights."""
+    for recipe in (*(past.get("recipe", {}) for past in manifest.history), manifest.recipe):
+        for step in recipe.get("steps", []):
+            for name in [step] if isinstance(step, str) else step:
+                if not issubclass(find(name), StorageMethod | RuntimeMethod):
+                    yield name

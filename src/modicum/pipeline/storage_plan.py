@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modicum.formats.coded import CodedGroup
+from modicum.formats.coded_layout import CodedGroup
 from modicum.formats.merge import SHARD_BYTES
 from modicum.formats.shards import Shards
 from modicum.kernels.allocator import resident, return_freed_memory
 from modicum.method import StorageMethod
 from modicum.pipeline.coded import REST_BYTES
+from modicum.pipeline.dense import coded_groups, copies_of
 from modicum.pipeline.footprint import LIBRARIES
 from modicum.pipeline.plan import Plan
 from modicum.pipeline.source import Source
-from modicum.pipeline.storage_run import coded_groups
 from modicum.pipeline.whole_plan import WholePlan
 
 SAMPLE = 1 << 20
@@ -124,18 +124,25 @@ def make_storage_plan(source: Source, step: StorageMethod, before: Plan | WholeP
     dense = source.shards.nbytes()
     left = dense if before is None else before.weights_after
     grouped = sum(group.dense_nbytes for group in groups)
-    after = dense - sum(group.dense_nbytes - group.nbytes for group in groups)
-    least = dense - grouped + sum(round(group.bound * group.weights / 8) for group in groups)
+    needed = {tensor for group in coded.values() for tensor, _ in group.tensors()}
+    shrinking = [t for plan in groups if not plan.raw for t, _ in coded[plan.name].tensors()]
+    copies = copies_of(shrinking, source)  # which take no bytes of their own
+    after = dense - source.shards.nbytes(copies) - sum(group.dense_nbytes - group.nbytes for group in groups)
+    least = (
+        dense
+        - source.shards.nbytes(copies)
+        - grouped
+        + sum(round(group.bound * group.weights / 8) for group in groups)
+    )
     share = 1.0 if left is None else left / dense
     result = round(after * share)
-    needed = {tensor for group in coded.values() for tensor, _ in group.tensors()}
     return StoragePlan(
         model=str(source.directory),
         family=source.anatomy.family.name,
         dtype=str(source.dtype).removeprefix("torch."),
         step=step.name,
         groups=groups,
-        rest=len(source.shards.tensors) - len(needed),
+        rest=len(source.shards.tensors) - len(needed | set(copies)),
         estimated=before is not None or any(group.sampled < group.weights for group in groups),
         weights_before=dense,
         weights_after=None if left is None else result,

@@ -179,6 +179,7 @@ class StorageRun:
             update={
                 "recipe": self.recipe.to_dict(),
                 "source": provenance(network_of(self.directory), self.shards),
+                "history": known.past() if self.before is None and known.recipe else known.history,
                 "versions": {"modicum": __version__, "torch": torch.__version__,
                              "transformers": transformers.__version__},
                 "coded": coded_json(layout),
