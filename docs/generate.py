@@ -24,6 +24,7 @@ PAGES = (
     "docs/index.md",
     "docs/getting-started.md",
     "docs/recipes.md",
+    "docs/lossless.md",
     "docs/images.md",
     "docs/pixelgen.md",
     "docs/runs.md",
