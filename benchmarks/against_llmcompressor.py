@@ -79,6 +79,7 @@ def summary(row: dict[str, Any], floors: dict[str, Measurement]) -> dict[str, di
             continue
         found[tool] = {
             "wall": median(each.wall for each in taken),
+            "cpu": median(each.cpu for each in taken) - floors[tool].cpu,
             "memory": median(each.peak_rss for each in taken) - floors[tool].peak_rss,
             "noisy": any(each.noisy for each in taken),
             **row[tool],
@@ -93,6 +94,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "method",
         "tool",
         "seconds",
+        "processor, over imports",
         "MiB over imports",
         "ppl",
         "zeros",
@@ -106,7 +108,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 " | ".join([row["checkpoint"], row["method"], tool, *cells(row["summary"].get(tool))])
             )
         if row["ratios"]:
-            ratios = [f"**{row['ratios'][key]:.3f}**" for key in ("wall", "memory")]
+            ratios = [f"**{row['ratios'][key]:.3f}**" for key in ("wall", "cpu", "memory")]
             lines.append(" | ".join([row["checkpoint"], row["method"], "ratio", *ratios, "", "", "", ""]))
     return "\n".join(f"| {line} |" for line in lines)
 
@@ -114,9 +116,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 def cells(found: dict[str, Any] | None) -> list[str]:
     """The cells of one tool: seconds, memory, perplexity, zeros, size, notes."""
     if found is None:
-        return ["", "", "", "", "", "failed"]
+        return ["", "", "", "", "", "", "failed"]
     quality = [f"{found['ppl']:.4f}", f"{found['zeros']:.4f}"] if "ppl" in found else ["", ""]
-    costs = [f"{found['wall']:.1f}", f"{found['memory'] / 2**20:.0f}"]
+    costs = [f"{found['wall']:.1f}", f"{found['cpu']:.1f}", f"{found['memory'] / 2**20:.0f}"]
     return [*costs, *quality, f"{found['bytes'] / 2**20:.1f}", "noisy" if found["noisy"] else ""]
 
 
@@ -124,7 +126,7 @@ def ratios(found: dict[str, dict[str, Any]]) -> dict[str, float]:
     """modicum over llm-compressor, if both succeeded."""
     if len(found) < len(TOOLS):
         return {}
-    return {key: found["modicum"][key] / found["llmcompressor"][key] for key in ("wall", "memory")}
+    return {key: found["modicum"][key] / found["llmcompressor"][key] for key in ("wall", "cpu", "memory")}
 
 
 def checkpoint_path(name: str, cache: Path) -> Path:

@@ -31,6 +31,7 @@ class Measurement:
     """What one child took."""
 
     wall: float  # seconds
+    cpu: float  # seconds of processor time, which a busy machine disturbs less
     peak_rss: int  # bytes
     peak_anonymous: int  # bytes of it that no file backs, as far as they were seen
     load: float  # the larger one-minute load average of before and after
@@ -65,6 +66,7 @@ def run(command: list[str]) -> Measurement:
     load = max(before, os.getloadavg()[0])
     return Measurement(
         wall=wall,
+        cpu=usage.ru_utime + usage.ru_stime,
         peak_rss=usage.ru_maxrss * 1024,
         peak_anonymous=anonymous,
         load=load,
@@ -94,7 +96,7 @@ def measure(
             prepare()
         taken = run(command)
         state = "failed" if taken.returncode else "noisy" if taken.noisy else "ok"
-        cost = f"{taken.wall:.1f} s, {taken.peak_rss / 2**20:.0f} MiB"
+        cost = f"{taken.wall:.1f} s ({taken.cpu:.1f} of a processor), {taken.peak_rss / 2**20:.0f} MiB"
         print(f"  {label}: {cost}, load {taken.load:.2f}, {state}", flush=True)
         if taken.returncode or not taken.noisy or attempt == tries:
             break

@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import modicum
 from modicum.evaluate import environment
+from modicum.pipeline.coded import load_coded
 
 sys.path.append(str(Path(__file__).parents[1]))
 from processes import write_results
@@ -78,9 +79,7 @@ def _now(device: torch.device) -> float:
 
 def offloaded(directory: Path, device: str) -> Any:
     """The coded model with its codes in the memory of the host."""
-    model = modicum.load(directory, dtype=torch.bfloat16, device=device)
-    model.coded_weights.offload()
-    return model
+    return load_coded(directory, torch.bfloat16, device, offload=True)
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
