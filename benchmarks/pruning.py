@@ -1,6 +1,6 @@
 """Held-out perplexity of nano-lm after every pruning method at every sparsity, over several calibration seeds.
 
-    python benchmarks/pruning.py [--methods prune.wanda prune.apt] [--settings 50% 2:4] [--seeds 0 1 2]
+    python benchmarks/pruning.py [--methods Wanda APT] [--settings "50 %" 2:4] [--seeds 0 1 2]
                                  [--samples 32] [--length 256] [--tokens 16384] [--out FILE]
 
 Compresses in memory, so that what is compared is the method and not the storage. Results are kept as they come: a
@@ -48,13 +48,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "2:4": {"pattern": "2:4"},
     "4:8": {"pattern": "4:8"},
 }
-SHARING = [setting for setting in SETTINGS if setting.endswith("%")]
-"""Settings in which blocks may differ."""
 BLOCKS: dict[str, dict[str, Any]] = {
-    "30 % in 16x16": {"sparsity": 0.3, "pattern": "16x16"},
-    "30 % in rows": {"sparsity": 0.3, "pattern": "row"},
+    "30 % of 16x16": {"sparsity": 0.3, "pattern": "16x16"},
+    "30 % of rows": {"sparsity": 0.3, "pattern": "row"},
 }
-"""Settings that are measured when they are asked for."""
+"""Settings that are measured only if they are asked for."""
 Found = dict[str, dict[str, dict[str, float]]]
 """Perplexity by setting, method and seed."""
 
@@ -62,7 +60,12 @@ Found = dict[str, dict[str, dict[str, float]]]
 def recipe(method: str, setting: str) -> list[Any]:
     """One step: the method at this sparsity."""
     ((name, settings),) = METHODS[method].items()
-    return [{name: {**settings, **SETTINGS[setting]}}]
+    return [{name: {**settings, **{**SETTINGS, **BLOCKS}[setting]}}]
+
+
+def fits(method: str, setting: str) -> bool:
+    """Whether there is such a measurement: a pattern N:M leaves nothing to share out."""
+    return "OWL" not in method or ":" not in setting
 
 
 def measure(found: Found, given: argparse.Namespace, keep: Callable[[], None]) -> float:
@@ -73,6 +76,8 @@ def measure(found: Found, given: argparse.Namespace, keep: Callable[[], None]) -
     texts = load_text(None, "train")
     for setting in given.settings:
         for method in given.methods:
+            if not fits(method, setting):
+                continue
             scores = found.setdefault(setting, {}).setdefault(method, {})
             for seed in given.seeds:
                 if str(seed) not in scores:
@@ -90,8 +95,8 @@ def table(found: Found, settings: list[str], methods: list[str]) -> str:
     for method in methods:
         cells = []
         for setting in settings:
-            scores = list(found[setting][method].values())
-            cells.append(f"{mean(scores):.3f} ± {(max(scores) - min(scores)) / 2:.3f}")
+            scores = list(found[setting][method].values()) if fits(method, setting) else []
+            cells.append(f"{mean(scores):.3f} ± {(max(scores) - min(scores)) / 2:.3f}" if scores else "")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -100,7 +105,7 @@ def main() -> None:
     """Measure every method at every setting for every calibration seed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--settings", nargs="+", choices=[*SETTINGS, *BLOCKS], default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)

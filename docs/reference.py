@@ -268,8 +268,8 @@ def _kind(schema: dict[str, Any]) -> str:
     """Type and range of a setting in words."""
     if "enum" in schema:
         return " or ".join(f"`{value}`" for value in schema["enum"])
-    if "pattern" in schema:
-        return "`N:M`"
+    if "examples" in schema:
+        return " or ".join(f"`{value}`" for value in schema["examples"])
     if "anyOf" in schema:
         kinds = [_kind(each) for each in schema["anyOf"] if each.get("type") != "null"]
         return " or ".join([*dict.fromkeys(kinds), *(["none"] if len(kinds) < len(schema["anyOf"]) else [])])

@@ -22,7 +22,7 @@ from modicum.weights.dense import DenseWeight
 from modicum.weights.properties import IntegerGrid, NMPattern, ZeroMask
 
 LAYER_METHODS = sorted(name for name, kind in registry().items() if issubclass(kind, LayerMethod))
-PATTERNS = st.sampled_from([None, "2:4", "1:4", "4:8"])
+PATTERNS = st.sampled_from([None, "2:4", "1:4", "4:8", "1x8", "row"])
 
 
 def some_settings(kind: type[Method]) -> st.SearchStrategy[dict[str, Any]]:

@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from modicum import api
 from modicum.calibrate.statistics import MATRICES, Statistics
 from modicum.errors import InvalidSetting, PromiseBroken
 from modicum.method import LayerMethod, Target, build
 from modicum.models import Anatomy
 from modicum.pipeline.loading import load_model
 from modicum.pipeline.memory_run import compress_model
+from modicum.pipeline.promises import property_named
 from modicum.pipeline.recipe import parse
 from modicum.prune.ace import ACE
 from modicum.prune.apt import APT
@@ -213,6 +215,23 @@ class TestPromise:
         assert isinstance(BlockPattern(4, 4, 0.5), ZeroMask)
         assert BlockPattern(4, 4, 0.5) != ZeroMask()
         assert len({BlockPattern(4, 4, 0.5).name, BlockPattern(1, None, 0.5).name, ZeroMask().name}) == 3
+
+    @given(sparsity=st.floats(0, 0.9999), rows=st.integers(1, 4096), columns=st.none() | st.integers(1, 4096))
+    def test_its_name_says_all_of_it(self, sparsity: float, rows: int, columns: int | None) -> None:
+        promise = BlockPattern(rows if columns else 1, columns, sparsity)
+        assert property_named(promise.name) == promise
+
+    @pytest.mark.parametrize("words", ["0x4 blocks", "4x0 blocks", "4 blocks", "columns"])
+    def test_a_damaged_name_promises_nothing(self, words: str) -> None:
+        assert property_named(f"zeros in 0.5 of its {words}") is None
+        assert property_named("zeros in 2.0 of its rows") is None
+
+    def test_a_later_run_takes_it_over(self, tiny_llama: Path, tokens: Tensor, tmp_path: Path) -> None:
+        steps = [{"prune.wanda": {"sparsity": 0.4, "pattern": "16x16"}}]
+        api.prepare(tiny_llama, steps, tmp_path / "blocks", data=tokens).execute()
+        rtn = [{"quantize.rtn": {"group_size": 32}}]
+        later = api.prepare(tmp_path / "blocks", rtn, tmp_path / "packed", form="modicum").execute()
+        assert all("zeros in 0.4 of its 16x16 blocks" in held for held in later.promises.values())
 
     def test_quantizing_keeps_the_blocks(self, tiny_llama: Path, tokens: Tensor) -> None:
         model = load_model(tiny_llama, None, "cpu")

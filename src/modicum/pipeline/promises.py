@@ -20,10 +20,14 @@ from modicum.models import Anatomy, Layer
 from modicum.pipeline.composition import live_properties
 from modicum.pipeline.sweep import Steps, check_promise, touching
 from modicum.weights.dense import DenseWeight
-from modicum.weights.properties import IntegerGrid, NMPattern, Property, ZeroMask
+from modicum.weights.properties import BlockPattern, IntegerGrid, NMPattern, Property, ZeroMask
 
 Promised = Mapping[str, frozenset[Property]]
 """The properties of layers, by name."""
+
+
+_SIDE = r"([1-9]\d{0,3})"
+_BLOCKS = rf"zeros in (0\.\d+|\d(?:\.\d+)?e-\d+) of its (?:{_SIDE}x{_SIDE} blocks|rows)"
 
 
 def recorded(manifest: Manifest | None) -> dict[str, frozenset[Property]]:
@@ -43,6 +47,9 @@ def property_named(words: str) -> Property | None:
         return NMPattern(int(found[1]), int(found[2]))
     if found := re.fullmatch(r"a (\d+)-bit integer grid", words):
         return IntegerGrid(int(found[1]))
+    if found := re.fullmatch(_BLOCKS, words):
+        rows, columns = (int(found[2]), int(found[3])) if found[2] else (1, None)
+        return BlockPattern(rows, columns, float(found[1]))
     return ZeroMask() if words == ZeroMask().name else None
 
 

@@ -148,8 +148,13 @@ class Run:
         if outliers:
             self.steps = with_outliers(self.steps, self.source.anatomy, outliers)
             now = self._planned()
-            known = {"layers": now.layers, "weights_after": now.weights_after, "live": now.live}
-            self.plan = replace(self.plan, **known, shares=now.shares)
+            self.plan = replace(
+                self.plan,
+                layers=now.layers,
+                weights_after=now.weights_after,
+                live=now.live,
+                shares=now.shares,
+            )
             for sentence in now.shares:
                 self.progress.learning(sentence)
 

@@ -89,7 +89,7 @@ class BlockPattern(ZeroMask):
     def name(self) -> str:
         """What is promised, in words."""
         kind = f"{self.rows}x{self.columns} blocks" if self.columns else "rows"
-        return f"zeros in {self.sparsity:.4g} of its {kind}"
+        return f"zeros in {self.sparsity!r} of its {kind}"
 
     def violation(self, before: Tensor, after: WeightForm) -> str | None:
         """How many blocks are all zero."""
