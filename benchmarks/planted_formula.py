@@ -17,9 +17,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from modicum.search import Evolution, Grammar, Individual, Outcome, Trees
+from modicum.search import Evolution, Grammar, Individual, Outcome, Trees, Variation
 from modicum.search.evolution import Exhausted
-from modicum.search.variation import Variation
 from modicum.symbolic import Node, Rules, evaluate, symbol
 
 MOST, POPULATION = 3000, 50
@@ -49,7 +48,7 @@ def distance(node: Node, known: dict[str, Tensor], wanted: Tensor) -> float:
     return 1 - float((order(values.expand(count)) * wanted).sum()) / (count * (count - 1))
 
 
-def evaluations(begin: Callable[[Trees, Random], Evolution], seed: int) -> int | None:
+def evaluations(begin: Callable[[Trees, Random], Evolution[Node]], seed: int) -> int | None:
     """How many candidates were tried until one ranked like the target; None if none did."""
     known = inputs()
     wanted = order(known["a"].abs().sqrt() * known["b"])
@@ -60,7 +59,7 @@ def evaluations(begin: Callable[[Trees, Random], Evolution], seed: int) -> int |
             drafts = evolution.ask()
         except Exhausted:
             return None
-        found = [Individual(draft, Outcome(distance(draft.node, known, wanted))) for draft in drafts]
+        found = [Individual(draft, Outcome(distance(draft.genotype, known, wanted))) for draft in drafts]
         for individual in found:
             tried += 1
             if (individual.outcome.fitness or 0) < 1e-9:
@@ -72,7 +71,7 @@ def evaluations(begin: Callable[[Trees, Random], Evolution], seed: int) -> int |
 RANDOM = {"random": Variation(lambda first, second, trees, generator: trees.random(generator)[0], 1.0)}
 """Children that have nothing of their parents."""
 
-SEARCHES: dict[str, Callable[[Trees, Random], Evolution]] = {
+SEARCHES: dict[str, Callable[[Trees, Random], Evolution[Node]]] = {
     "genetic programming": lambda trees, generator: Evolution(trees, POPULATION, generator),
     "random search": lambda trees, generator: Evolution(trees, POPULATION, generator, variations=RANDOM),
 }

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from modicum.errors import CheckpointError, OutputExists
 from modicum.search import Evolution, Exhausted, Grammar, Individual, Log, Outcome, Trees, evolve
+from modicum.search.evolution import child
 from modicum.search.individual import Draft
 from modicum.search.loop import one_by_one
 from modicum.search.selection import Elitism, Tournament
-from modicum.search.variation import VARIATIONS, child
+from modicum.search.variation import VARIATIONS
 from modicum.symbolic import Node, Rules, Type, behaviour, evaluate, parse, symbol
 
 SIZE = 8  # of a population
@@ -72,9 +73,8 @@ def run(
     log: Log | None = None, generations: int = 3, seed: int = 3, **more: Any
 ) -> tuple[list[Individual], Evolution]:
     evolution = Evolution(TREES, more.pop("size", SIZE), Random(seed), **more)
-    return evolve(
-        evolution, one_by_one(lambda genome, limit: Outcome(distance(genome))), generations, log
-    ), evolution
+    trial = one_by_one(lambda genome, limit: Outcome(distance(genome)))
+    return evolve(evolution, trial, generations, log, clock=lambda: 0.0), evolution
 
 
 def drafts(history: Sequence[Individual]) -> list[Draft]:
@@ -90,7 +90,7 @@ class TestEvolution:
 
     def test_nothing_is_tried_twice(self) -> None:
         history, evolution = run()
-        behaviours = [behaviour(each.draft.node, KNOWN) for each in history]
+        behaviours = [behaviour(each.draft.genotype, KNOWN) for each in history]
         assert len(set(behaviours)) == len(behaviours) == 4 * SIZE
         assert evolution.draws > len(history)  # duplicates came up and were drawn again
 
@@ -110,7 +110,7 @@ class TestEvolution:
         start = parse("sqrt(a) * b", LETTERS)
         history, evolution = run(generations=2, starts=[start, start])
         assert [each.draft.operator for each in history].count("start") == 1
-        assert evolution.best.draft.node == start
+        assert evolution.best.draft.genotype == start
 
     def test_invalid_candidates_rank_last_and_breed_nothing(self) -> None:
         evolution = Evolution(TREES, 10, Random(0))
@@ -141,7 +141,7 @@ class TestEvolution:
             tried += len(asked)
             evolution.tell([Individual(draft, Outcome(distance(draft.genome))) for draft in asked])
             assert tried <= 1000
-        assert evolution.best.draft.node.inputs == {"a", "b"}
+        assert evolution.best.draft.genotype.inputs == {"a", "b"}
 
 
 class TestVariation:
@@ -213,11 +213,18 @@ class TestLog:
     def test_a_killed_search_ends_where_it_would_have_ended(self, stop: int, tmp_path: Path) -> None:
         expected, whole = run(Log(tmp_path / "whole", {}))
         with pytest.raises(KeyboardInterrupt):
-            evolve(Evolution(TREES, SIZE, Random(3)), Counted(stop), 3, Log(tmp_path / "log", {}))
+            evolve(
+                Evolution(TREES, SIZE, Random(3)),
+                Counted(stop),
+                3,
+                Log(tmp_path / "log", {}),
+                clock=lambda: 0.0,
+            )
         with (tmp_path / "log").open("a") as stream:
             stream.write('{"number": 1, "gen')  # what a kill leaves
         again, evolution = Counted(), Evolution(TREES, SIZE, Random(3))
-        assert evolve(evolution, again, 3, Log(tmp_path / "log", {})) == expected
+        log = Log(tmp_path / "log", {})
+        assert evolve(evolution, again, 3, log, clock=lambda: 0.0) == expected
         assert len(again.genomes) == len(expected) - stop
         assert evolution.population == whole.population
         assert (tmp_path / "log").read_bytes() == (tmp_path / "whole").read_bytes()
@@ -226,13 +233,31 @@ class TestLog:
         expected, _ = run()
         run(Log(tmp_path / "log", {}), generations=1)
         again = Counted()
-        assert evolve(Evolution(TREES, SIZE, Random(3)), again, 3, Log(tmp_path / "log", {})) == expected
+        evolution, log = Evolution(TREES, SIZE, Random(3)), Log(tmp_path / "log", {})
+        assert evolve(evolution, again, 3, log, clock=lambda: 0.0) == expected
         assert len(again.genomes) == 2 * SIZE
+
+    def test_seconds_of_a_generation_go_on_after_a_stop(self, tmp_path: Path) -> None:
+        ticks = iter(range(1000))
+        with pytest.raises(KeyboardInterrupt):
+            evolve(
+                Evolution(TREES, SIZE, Random(3)),
+                Counted(5),
+                1,
+                Log(tmp_path / "log", {}),
+                clock=ticks.__next__,
+            )
+        evolution, log = Evolution(TREES, SIZE, Random(3)), Log(tmp_path / "log", {})
+        history = evolve(evolution, Counted(), 1, log, clock=ticks.__next__)
+        first, second = history[:SIZE], history[SIZE:]
+        assert (
+            [each.elapsed for each in first] == [each.elapsed for each in second] == list(range(1, SIZE + 1))
+        )
 
     def test_the_log_says_everything(self, tmp_path: Path) -> None:
         history, _ = run(Log(tmp_path / "log", {"what": "test"}))
         header, *lines = map(json.loads, (tmp_path / "log").read_text().splitlines())
-        assert header == {"version": 1, "what": "test"}
+        assert header == {"version": 2, "what": "test"}
         assert [line["number"] for line in lines] == list(range(len(history)))
         for line in lines:
             assert line["fitness"] == pytest.approx(distance(line["genome"]))

@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modicum.cli import options
+from modicum.cli.settings import parse_setting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from modicum.search import Individual
 
 Model = Annotated[str, typer.Argument(help="A language model's directory, a nano model's name, or a hub id.")]
+Method = Annotated[str, typer.Option("--method", "-m", help="Whose scores say which weights of a layer go.")]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="KEY=VALUE for the method; repeatable.")]
+Mean = Annotated[
+    float, typer.Option("--sparsity", help="Fraction of the weights that are pruned, on the whole.")
+]
 Population = Annotated[int, typer.Option("--population", min=2, help="Candidates per generation.")]
 Generations = Annotated[int, typer.Option("--generations", min=0, help="Generations after the random one.")]
 Sparsity = Annotated[float, typer.Option("--sparsity", help="Fraction of every output row that is pruned.")]
@@ -39,11 +47,15 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="The directory to write, 
 
 def add_to(app: typer.Typer) -> None:
     """Register the group."""
-    group = typer.Typer(no_args_is_help=True, help="Search for formulas by genetic programming.")
+    group = typer.Typer(no_args_is_help=True, help="Search by evolution: for formulas, for sparsities.")
     group.command(
         "prune-metric",
         epilog="modicum search prune-metric nano-lm --generations 10 --sparsity 0.5 --out metric-search",
     )(prune_metric)
+    group.command(
+        "sparsity",
+        epilog="modicum search sparsity nano-lm --method prune.wanda --sparsity 0.7 --out sparsity-search",
+    )(sparsity)
     app.add_typer(group, name="search")
 
 
@@ -96,8 +108,72 @@ def prune_metric(
     if as_json:
         print_json(found.model_dump(mode="json", exclude={"entries"}))
     screen.print(search_table(found))
+    screen.print(_took(found.generation_seconds))
     screen.print(f'Use it   --method prune.pruner_zero --set metric="{found.found.formula}"', soft_wrap=True)
     screen.print(f"Recipe   {out / 'best.yaml'}\nReport   {page}", soft_wrap=True)
+
+
+def sparsity(
+    model: Model = "nano-lm",
+    out: Out = Path("sparsity-search"),
+    method: Method = "prune.wanda",
+    set_: Set = None,
+    sparsity: Mean = 0.5,
+    population: Population = 20,
+    generations: Generations = 10,
+    calibration: Calibration = "stdlib",
+    samples: Samples = 32,
+    length: Length = 256,
+    windows: Windows = 16,
+    seed: options.Seed = 0,
+    workers: Workers = None,
+    ray: Ray = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Search for a sparsity per block at a fixed mean; a search that was stopped goes on with the same command.
+
+    Candidates prune MODEL and are judged by its perplexity; the best one is compared with equal sparsities and those
+    of OWL on text that the search never saw.
+    """
+    from modicum.api.searching import search_sparsity
+    from modicum.cli.console import console, print_json
+    from modicum.report.sparsity_search import sparsity_table, write_sparsity_report
+
+    screen = console(quiet, as_json)
+    with _Bar(screen, population * (generations + 1)) as bar:
+        found = search_sparsity(
+            model,
+            out,
+            workers=workers or _threads(),
+            ray=ray,
+            progress=bar,
+            method=method,
+            options=dict(parse_setting(text, "scope=row") for text in set_ or ()),
+            population=population,
+            generations=generations,
+            sparsity=sparsity,
+            source=calibration,
+            samples=samples,
+            length=length,
+            windows=windows,
+            seed=seed,
+        )
+    found = found.model_copy(update={"command": shlex.join(["modicum", *sys.argv[1:]])})
+    page = write_sparsity_report(found, out)
+    if as_json:
+        print_json({**found.model_dump(mode="json", exclude={"entries"}), "table": found.table})
+    screen.print(sparsity_table(found))
+    screen.print(_took(found.generation_seconds))
+    screen.print(f"Use it   --method {method} --set sparsity={sparsity:g} --set allocation={out / 'sparsity.json'}",
+                 soft_wrap=True)  # fmt: skip
+    screen.print(f"Recipe   {out / 'best.yaml'}\nReport   {page}", soft_wrap=True)
+
+
+def _took(seconds: Sequence[float]) -> str:
+    """Seconds of the generations, in words."""
+    each = f"{min(seconds):.1f} s" if len(seconds) == 1 else f"{min(seconds):.1f} to {max(seconds):.1f} s"
+    return f"Took     {sum(seconds):.1f} s, {each} per generation"
 
 
 def _threads() -> int:

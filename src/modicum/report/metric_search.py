@@ -9,9 +9,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from modicum.report import metric_search_figures as figures
+from modicum.report.evolution_sections import lineage, made, measurement, progress
 from modicum.report.html import fill, resource, write_page
-from modicum.report.parts import facts, figure, section, tile
+from modicum.report.metric_search_figures import pareto
+from modicum.report.parts import figure, section, tile
 from modicum.report.units import number, percent
 from modicum.search.found import MetricSearch, Named
 
@@ -56,11 +57,11 @@ def render(found: MetricSearch) -> str:
             "metric_search.html",
             table=_table(found),
             use=_use(found),
-            progress=_progress(found),
+            progress=progress(found),
             pareto=_pareto(found),
-            lineage=_lineage(found),
-            made=_made(found),
-            measurement=_measurement(found),
+            lineage=lineage(found),
+            made=made(found),
+            measurement=measurement(found, {**asked.model_dump(), "starts": asked.starts or "none"}),
         ),
     )
 
@@ -142,40 +143,8 @@ def _use(found: MetricSearch) -> str:
     return f"<pre>{escape(command)}</pre>"
 
 
-def _progress(found: MetricSearch) -> str:
-    key = '<span class="key"><i class="gain"></i>a candidate<i class="faint"></i>given up early</span>'
-    note = (
-        "The line is the best so far. Heights are distances to the dense model in powers of ten; a pointer over a "
-        "point tells its formula."
-    )
-    picture = figure("Perplexity, candidate by candidate", figures.progress(found), key)
-    return section("How the search went", f'{picture}<p class="note">{note}</p>')
-
-
 def _pareto(found: MetricSearch) -> str:
     key = '<span class="key"><i class="gain"></i>a candidate<i class="cost"></i>published</span>'
-    picture = figure("Perplexity and size of the formula", figures.pareto(found), key)
+    picture = figure("Perplexity and size of the formula", pareto(found), key)
     note = "The line joins the candidates that nothing smaller beats."
     return section("What size buys", f'{picture}<p class="note">{note}</p>')
-
-
-def _lineage(found: MetricSearch) -> str:
-    key = '<span class="key"><i class="gain"></i>the best</span>'
-    picture = figure("Parents, what made each from them, and its perplexity", figures.lineage(found), key)
-    return section("Where the best one comes from", picture)
-
-
-def _made(found: MetricSearch) -> str:
-    return section("How it was made", f"<pre>{escape(found.command)}</pre>") if found.command else ""
-
-
-def _measurement(found: MetricSearch) -> str:
-    asked = found.settings.model_dump()
-    protocol = {
-        **asked,
-        "starts": asked["starts"] or "none",
-        "seconds of all trials": round(found.seconds, 1),
-        "given up early": sum(not entry.full for entry in found.entries),
-        "invalid": sum(entry.fitness is None for entry in found.entries),
-    }
-    return facts("Protocol", protocol) + facts("Environment", found.environment)

@@ -6,10 +6,12 @@ with probability 1/2 ("grow"). Half of them are of each kind, of depths that are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from modicum.search.genotype import Variation
+from modicum.search.variation import VARIATIONS
 from modicum.symbolic import Node, Rules, apply, behaviour, canonical, complaint
 from modicum.symbolic.validity import Fixture
 
@@ -73,12 +75,21 @@ class Trees:
     shallowest: int = 2
     deepest: int = 4
 
+    @property
+    def variations(self) -> Mapping[str, Variation[Node]]:
+        """How trees are bred."""
+        return VARIATIONS
+
     def random(self, generator: Random) -> tuple[Node, str]:
         """A random tree and how it was grown."""
         kind = generator.choice(("grow", "full"))
         depth = generator.randint(self.shallowest, self.deepest)
         tree = self.grammar.tree(generator, depth, kind == "full", self.shallowest)
-        return canonical(tree), kind
+        return self.normal(tree), kind
+
+    def normal(self, node: Node) -> Node:
+        """The canonical form."""
+        return canonical(node)
 
     def fits(self, node: Node) -> bool:
         """Whether an expression is within size and depth; asked before anything is computed."""

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Generic
 
-from modicum.symbolic import Node
+from modicum.search.genotype import G
 
 
 @dataclass(frozen=True)
-class Draft:
+class Draft(Generic[G]):
     """A candidate that nobody has tried yet.
 
     Attributes:
         number: its place in the order in which candidates are drawn, from 0.
         generation: from 0.
-        node: the expression; as text it is the genome.
+        genotype: the candidate; as text it is the genome.
         operator: what made it ("grow", "full", "start", or the name of a variation).
         parents: their numbers.
-        behaviour: hash of the ranking that it causes; no other candidate has the same.
+        behaviour: hash of what it does; no other candidate has the same.
         draws: how many candidates were drawn until one was valid and new, this one included.
     """
 
     number: int
     generation: int
-    node: Node
+    genotype: G
     operator: str
     parents: tuple[int, ...]
     behaviour: str
@@ -32,8 +33,8 @@ class Draft:
 
     @property
     def genome(self) -> str:
-        """The expression as text."""
-        return str(self.node)
+        """The candidate as text."""
+        return str(self.genotype)
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,18 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Individual:
-    """A candidate with its outcome."""
+class Individual(Generic[G]):
+    """A candidate with its outcome.
 
-    draft: Draft
+    Attributes:
+        draft: the candidate.
+        outcome: what it was worth.
+        elapsed: seconds since its generation was begun, when the outcome was known; workers share them.
+    """
+
+    draft: Draft[G]
     outcome: Outcome
+    elapsed: float = 0.0
 
     @property
     def rank(self) -> tuple[float, int]:

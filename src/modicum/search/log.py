@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from modicum.errors import CheckpointError, OutputExists
+from modicum.search.genotype import G
 from modicum.search.individual import Draft, Individual, Outcome
 
-VERSION = 1
+VERSION = 2
 
 
 class Log:
@@ -39,7 +40,7 @@ class Log:
             _refuse_another(file, lines[0], header)
         self.known = lines[1:]
 
-    def outcome(self, draft: Draft) -> Outcome | None:
+    def found(self, draft: Draft[G]) -> Individual[G] | None:
         """What became of a candidate, if that was written down; asked for in the order of the candidates.
 
         Raises:
@@ -51,7 +52,8 @@ class Log:
         self.read += 1
         try:
             outcome = Outcome(line["fitness"], line["full"], line["seconds"])
-            same = _entry(Individual(draft, outcome)) == line
+            individual = Individual(draft, outcome, line["elapsed"])
+            same = _entry(individual) == line
         except (KeyError, TypeError):
             same = False
         if not same:
@@ -59,9 +61,9 @@ class Log:
                 f"Line {place} of {self.file} is not what this search draws there ({draft.genome}).",
                 "The log is damaged or of another version of modicum: name another directory.",
             )
-        return outcome
+        return individual
 
-    def write(self, individual: Individual) -> None:
+    def write(self, individual: Individual[Any]) -> None:
         """Add one."""
         with self.file.open("a") as stream:
             stream.write(json.dumps(_entry(individual)) + "\n")
@@ -86,7 +88,7 @@ class Log:
             ) from error
 
 
-def _entry(individual: Individual) -> dict[str, Any]:
+def _entry(individual: Individual[Any]) -> dict[str, Any]:
     draft, outcome = individual.draft, individual.outcome
     return {
         "number": draft.number,
@@ -94,12 +96,13 @@ def _entry(individual: Individual) -> dict[str, Any]:
         "genome": draft.genome,
         "operator": draft.operator,
         "parents": list(draft.parents),
-        "hash": draft.node.digest[:16],
+        "hash": draft.genotype.digest[:16],
         "behaviour": draft.behaviour[:16],
         "draws": draft.draws,
         "fitness": outcome.fitness,
         "full": outcome.full,
         "seconds": outcome.seconds,
+        "elapsed": individual.elapsed,
     }
 
 

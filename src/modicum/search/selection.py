@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from modicum.search.individual import Individual
 
-Select = Callable[[Sequence[Individual], Random], Individual]
+Select = Callable[[Sequence[Individual[Any]], Random], Individual[Any]]
 """A parent out of a population."""
 
-Survive = Callable[[Sequence[Individual], Sequence[Individual], int], list[Individual]]
+Survive = Callable[[Sequence[Individual[Any]], Sequence[Individual[Any]], int], list[Individual[Any]]]
 """The next population, best first, out of the last one, its children, and the number of those that may live."""
 
 
@@ -21,7 +22,7 @@ class Tournament:
 
     size: int = 5
 
-    def __call__(self, population: Sequence[Individual], generator: Random) -> Individual:
+    def __call__(self, population: Sequence[Individual[Any]], generator: Random) -> Individual[Any]:
         drawn = generator.sample(population, min(self.size, len(population)))
         return min(drawn, key=lambda each: each.rank)
 
@@ -33,9 +34,9 @@ class Elitism:
     elites: int = 2
 
     def __call__(
-        self, population: Sequence[Individual], children: Sequence[Individual], size: int
-    ) -> list[Individual]:
-        def ranked(some: Sequence[Individual]) -> list[Individual]:
+        self, population: Sequence[Individual[Any]], children: Sequence[Individual[Any]], size: int
+    ) -> list[Individual[Any]]:
+        def ranked(some: Sequence[Individual[Any]]) -> list[Individual[Any]]:
             return sorted(some, key=lambda each: each.rank)
 
         old, young = ranked(population), ranked(children)

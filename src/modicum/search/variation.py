@@ -1,4 +1,4 @@
-"""From parents to a child: swapped, mutated, grown anew, or shrunk.
+"""From formulas to a child: swapped, mutated, grown anew, or shrunk.
 
     cross    a part of one parent goes into the place of a part of the other, which may be at most twice as large and
              one more than what it replaces (size-fair: trees do not grow by crossing alone)
@@ -6,49 +6,23 @@
     regrow   a part is replaced by a random tree
     hoist    a part is replaced by something that hangs below it
 
-A child that is too large or whose types do not fit is drawn again; after `TRIES` draws the first parent is returned,
-which is known to be a duplicate.
+A child that is too large or whose types do not fit is drawn again (`modicum.search.evolution.child`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from random import Random
+from typing import TYPE_CHECKING
 
 from modicum.errors import InvalidSetting
-from modicum.search.grammar import Trees
-from modicum.symbolic import Node, apply, canonical
+from modicum.search.genotype import Variation
+from modicum.symbolic import Node, apply
 
-TRIES = 10
+if TYPE_CHECKING:
+    from modicum.search.grammar import Trees
+
 NEW_DEPTH = 2  # operations on the longest way down of a part that is grown anew
-
-
-@dataclass(frozen=True)
-class Variation:
-    """One way to make a child.
-
-    Attributes:
-        make: from two parents to a child; may raise InvalidSetting where types do not fit.
-        share: how often it is chosen, relative to the others.
-        parents: how many it reads.
-    """
-
-    make: Callable[[Node, Node, Trees, Random], Node]
-    share: float
-    parents: int = 1
-
-
-def child(first: Node, second: Node, way: Variation, trees: Trees, generator: Random) -> Node:
-    """A child within the limits of size and depth, in canonical form."""
-    for _ in range(TRIES):
-        try:
-            made = canonical(way.make(first, second, trees, generator))
-        except InvalidSetting:
-            continue
-        if trees.fits(made):
-            return made
-    return first
 
 
 def cross(first: Node, second: Node, trees: Trees, generator: Random) -> Node:
@@ -84,7 +58,7 @@ def hoist(first: Node, second: Node, trees: Trees, generator: Random) -> Node:
     return first.replaced(path, generator.choice(list(part.walk()))[1])
 
 
-VARIATIONS: Mapping[str, Variation] = {
+VARIATIONS: Mapping[str, Variation[Node]] = {
     "cross": Variation(cross, 0.5, parents=2),
     "point": Variation(point, 0.25),
     "regrow": Variation(regrow, 0.15),
