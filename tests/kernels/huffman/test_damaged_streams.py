@@ -17,6 +17,7 @@ from modicum.errors import CheckpointError
 from modicum.kernels.huffman.decoder import check_gaps, decode
 from modicum.kernels.huffman.encoder import encode
 from modicum.kernels.huffman.layout import Encoded, packed_gaps, prepare, unpacked_gaps
+from modicum.kernels.huffman.proof import check_written
 from modicum.kernels.huffman.stepwise import decode_stepwise
 
 GUARD = 4096
@@ -179,3 +180,51 @@ def test_a_gap_that_shifts_a_lane_without_changing_its_count_is_found() -> None:
         check_gaps(prepared)
     with pytest.raises(CheckpointError, match="disagree"):
         decode_stepwise(prepared, torch.empty(3000, dtype=torch.int16))
+
+
+def proved(encoded: Encoded, weights: Tensor) -> bool:
+    """Whether a group is what the encoder makes of these weights, as far as one can tell without encoding them."""
+    prepared = prepare(encoded)
+    decoded = decode(prepared)
+    check_written(prepared, decoded)
+    sizes = [len(weights) // 3, len(weights) - len(weights) // 3]
+    same_parts = encoded.split_positions.tolist() == sizes[:1]
+    return same_parts and torch.equal(decoded.view(torch.int16), weights.view(torch.int16))
+
+
+SHAPES = {
+    "gaussian": (torch.randn(9000, generator=torch.Generator().manual_seed(5)) * 0.02).bfloat16(),
+    "one symbol": torch.full((70_000,), 1.5, dtype=torch.bfloat16),  # codes of one bit: two blocks and more
+    "three": (torch.arange(500) % 3 + 100 << 7).to(torch.int16).view(torch.bfloat16),
+    "few": torch.tensor([0.5, -3.0, 1e-9]).bfloat16(),
+}
+GROUPS = {name: encode([w[: len(w) // 3], w[len(w) // 3 :]]) for name, w in SHAPES.items()}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_the_encoder_writes_is_proved(name: str) -> None:
+    group = GROUPS[name]
+    assert group is not None
+    assert proved(group, SHAPES[name])
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    name=st.sampled_from(list(SHAPES)),
+    field=st.sampled_from(FIELDS),
+    at=st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from([0.0, 0.999999])),
+    bit=st.integers(0, 7),
+)
+def test_no_bit_of_a_group_is_without_a_meaning(name: str, field: str, at: float, bit: int) -> None:
+    """Gaps, tables and positions that decoding does not read, and what fills the last byte, included."""
+    group = GROUPS[name]
+    assert group is not None
+    array = getattr(group, field).clone()
+    flat = array.view(torch.uint8).view(-1)
+    flat[int(at * len(flat))] ^= 1 << bit
+    try:
+        unnoticed = proved(replace(group, **{field: array}), SHAPES[name])
+    except CheckpointError as error:
+        assert error.hint  # noqa: PT017
+        return
+    assert not unnoticed
