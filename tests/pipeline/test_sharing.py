@@ -20,6 +20,8 @@ from modicum.pipeline.loading import load_model
 from modicum.pipeline.memory_run import compress_model
 from modicum.pipeline.recipe import parse
 from modicum.pipeline.workspace import Workspace
+from modicum.prune.magnitude import Magnitude
+from modicum.prune.pruner_zero import PrunerZero
 
 OWL: list[Any] = [{"prune.wanda": {"sparsity": 0.6, "allocation": "owl:3:0.1"}}]
 TABLE = {"model.layers.0": 0.25, "*.down_proj": 0.75, "model.layers.2.self_attn.q_proj": 0.0}
@@ -221,3 +223,13 @@ def test_the_command_line_tells_the_range(
     wrong = toolbox.command("plan", "nano-lm", "--method", "prune.wanda", "--set", "allocation=owls.json")
     assert wrong.returncode == 2
     assert "there is no file 'owls.json'" in " ".join(wrong.stderr.split())
+
+
+def test_a_score_that_reads_no_data_does_for_its_outliers() -> None:
+    assert PrunerZero(metric="magnitude").statistics() == frozenset()
+    for step in (PrunerZero(metric="magnitude", allocation="owl"), Magnitude(allocation="owl")):
+        assert step.statistics() == {"column_norm"}
+        settled = step.sharing({"a": 0.25})
+        assert settled.statistics() == settled.of_layer("a").statistics() == frozenset()
+        assert [settled.of_layer(name).sparsity for name in "ab"] == [0.25, 0.5]
+        assert not step.shared
