@@ -91,6 +91,7 @@ class RunProgress:
 
     def planned(self, plan: Plan, finished_blocks: int) -> None:
         """Show the plan and begin."""
+        self.close()  # a recipe may sweep twice
         self.blocks = plan.blocks
         self.console.print(plan_table(plan))
         if finished_blocks:

@@ -21,6 +21,14 @@ Data = Annotated[
         help="stdlib (for a model that draws digits: the digits), a text, or rows of samples (.safetensors).",
     ),
 ]
+Lora = Annotated[
+    int | None,
+    typer.Option(
+        "--lora",
+        min=1,
+        help="Train a low-rank update of this rank, merged in the end, instead of all weights.",
+    ),
+]
 Length = Annotated[int, typer.Option("--length", min=2, help="Tokens per window, up to the context.")]
 
 
@@ -38,6 +46,7 @@ def recover(
     method: Method = "distill.masked_kd",
     teacher: Teacher = None,
     set_: Settings = None,
+    lora: Lora = None,
     data: Data = "stdlib",
     length: Length = 512,
     overwrite: options.Overwrite = False,
@@ -46,7 +55,10 @@ def recover(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Train a compressed model to give back what compression took; a killed training goes on with the same command."""
+    """Train a compressed model to give back what compression took; a killed training goes on with the same command.
+
+    What is pruned stays pruned: weights that are zero are not moved, and are stored as they were.
+    """
     from modicum import api
     from modicum.cli.console import RunProgress, console, duration, print_json
     from modicum.pipeline import recipe as recipes
@@ -55,7 +67,7 @@ def recover(
     started = time.monotonic()
     recipe = recipes.parse(
         {
-            "steps": steps_of([method], set_ or []),
+            "steps": steps_of([method], [*(set_ or []), *([] if lora is None else [f"lora={lora}"])]),
             "calibration": {"source": data, "length": length},
             "seed": seed,
         }
