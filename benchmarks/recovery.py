@@ -1,6 +1,6 @@
 """Held-out perplexity of a pruned nano-lm, and what training with the mask kept gives back.
 
-    python benchmarks/recovery.py [--steps 200] [--batch 4] [--settings ...] [--ways ...] [--device cpu] [--out FILE]
+    python benchmarks/recovery.py [--steps 200] [--batch 2] [--settings ...] [--ways ...] [--device cpu] [--out FILE]
 
 Wanda prunes; then every way trains from the same pruned weights for the same number of steps on the same windows of the
 standard library's source, and zeros stay zero. Results are kept as they come: a measurement that FILE
@@ -102,7 +102,7 @@ def main() -> None:
     """Measure every way at every setting."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
