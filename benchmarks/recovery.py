@@ -33,9 +33,9 @@ RESULTS = Path(__file__).parent / "results" / "recovery.json"
 SETTINGS: dict[str, dict[str, Any]] = {"60 %": {"sparsity": 0.6}, "2:4": {"pattern": "2:4"}}
 WAYS: dict[str, dict[str, Any] | None] = {
     "pruned": None,
-    "LoRA, rank 8": {"distill.finetune": {"lora": 8, "lr": 2e-3, "final_lr": 2e-4}},
-    "all weights": {"distill.finetune": {"lr": 5e-4, "final_lr": 5e-5}},
-    "all weights, logits KD": {"distill.logits_kd": {"lr": 5e-4, "final_lr": 5e-5}},
+    "LoRA, rank 8": {"distill.finetune": {"lora": 8, "lr": 1e-3, "final_lr": 1e-4}},
+    "all weights": {"distill.finetune": {"lr": 1e-4, "final_lr": 1e-5}},
+    "all weights, logits KD": {"distill.logits_kd": {"lr": 1e-4, "final_lr": 1e-5}},
 }
 Found = dict[str, dict[str, dict[str, float]]]
 """Perplexity, sparsity and seconds by setting and way."""
