@@ -15,7 +15,6 @@ from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_
 import modicum
 from modicum.evaluate.size import memory_size
 from modicum.kernels import sparse24
-from modicum.pipeline.sparse_products import SparseProducts
 from modicum.weights import SemiStructuredWeight
 
 MIXED = {
@@ -56,7 +55,7 @@ def sparse_layers(model: nn.Module) -> set[str]:
 def test_layers_that_fit_stay_sparse_and_the_rest_is_explained(
     kernel: None, mixed: Path, toolbox: Any
 ) -> None:
-    model: Any = modicum.load(mixed)
+    model: Any = modicum.load(mixed, sparse_kernels=True)
     expected = {f"model.layers.{i}.self_attn.{name}" for i in range(3) for name in ATTENTION}
     assert sparse_layers(model) == expected
     products = model.sparse_products
@@ -70,34 +69,34 @@ def test_layers_that_fit_stay_sparse_and_the_rest_is_explained(
     assert products.dense["model.layers.0.mlp.gate_proj"] == "4:8 is not 2:4"
     assert "[96, 64]" in products.dense["model.layers.1.mlp.up_proj"]
     assert "6 by processor, 12 as dense ones" in str(products)
-    plain = modicum.load(mixed, sparse_kernels=False)
+    plain = modicum.load(mixed)
     torch.testing.assert_close(
         toolbox.logits_of(model).float(), toolbox.logits_of(plain).float(), rtol=0.05, atol=0.05
     )
 
 
 def test_no_dense_copy_is_kept(kernel: None, mixed: Path) -> None:
-    model: Any = modicum.load(mixed)
-    plain = modicum.load(mixed, sparse_kernels=False)
+    model: Any = modicum.load(mixed, sparse_kernels=True)
+    plain = modicum.load(mixed)
     saved = sum(2 * 64 * 64 * 7 // 16 for _ in model.sparse_products.layers)
     assert memory_size(plain) - memory_size(model) == saved
 
 
-def test_switched_off_everything_is_dense(kernel: None, mixed: Path) -> None:
-    model: Any = modicum.load(mixed, sparse_kernels=False)
+def test_without_being_asked_everything_is_dense(kernel: None, mixed: Path) -> None:
+    model: Any = modicum.load(mixed)
     assert not sparse_layers(model)
     assert model.sparse_products.layers == ()
-    assert set(model.sparse_products.dense.values()) == {"sparse kernels are switched off"}
+    assert set(model.sparse_products.dense.values()) == {"sparse kernels were not asked for"}
 
 
 def test_float32_is_dense(kernel: None, mixed: Path) -> None:
-    model: Any = modicum.load(mixed, dtype=torch.float32)
+    model: Any = modicum.load(mixed, dtype=torch.float32, sparse_kernels=True)
     assert not sparse_layers(model)
     assert "float32" in model.sparse_products.dense["model.layers.0.self_attn.q_proj"]
 
 
 def test_a_processor_runs_dense_and_says_so(mixed: Path, tiny_llama: Path) -> None:
-    model: Any = modicum.load(mixed)
+    model: Any = modicum.load(mixed, sparse_kernels=True)
     assert not sparse_layers(model)
     assert model.sparse_products.dense["model.layers.0.self_attn.q_proj"] == "there is no kernel for cpu"
     assert str(model.sparse_products).startswith("N:M layers: 18 as dense ones (model.layers.0.mlp.gate_proj")
@@ -108,14 +107,14 @@ def test_a_promise_is_enough_if_the_weights_keep_it(kernel: None, tiny_llama: Pa
     steps = {"steps": [{"prune.magnitude": {"pattern": "2:4", "only": ["q_proj"]}}]}
     out = tmp_path / "plain"
     modicum.compress(tiny_llama, steps, out=out, form="plain")
-    model: Any = modicum.load(out)
+    model: Any = modicum.load(out, sparse_kernels=True)
     assert str(model.sparse_products) == "all 3 N:M layers are multiplied by processor"
     with pytest.raises(ValueError, match="modicum"):
         model.save_pretrained(tmp_path / "unreadable")
     trained = load_file(out / "model.safetensors")
     trained["model.layers.1.self_attn.q_proj.weight"][5, :3] = 1.0
     save_file(trained, out / "model.safetensors", metadata={"format": "pt"})
-    products = modicum.load(out).sparse_products
+    products = modicum.load(out, sparse_kernels=True).sparse_products
     assert products.dense == {
         "model.layers.1.self_attn.q_proj": "more than 2 of 4 neighbouring weights are not zero"
     }
@@ -125,7 +124,7 @@ def test_a_promise_is_enough_if_the_weights_keep_it(kernel: None, tiny_llama: Pa
 def test_what_is_no_linear_layer_stays(kernel: None, tiny_models: Any, tmp_path: Path) -> None:
     steps = {"steps": [{"prune.magnitude": {"pattern": "2:4"}}]}
     modicum.compress(tiny_models("mixtral", "bfloat16"), steps, out=tmp_path / "experts")
-    products = modicum.load(tmp_path / "experts").sparse_products
+    products = modicum.load(tmp_path / "experts", sparse_kernels=True).sparse_products
     reasons = {name: reason for name, reason in products.dense.items() if ".experts." in name}
     assert reasons
     assert set(reasons.values()) == {"it is not a linear layer of its own"}
@@ -134,9 +133,9 @@ def test_what_is_no_linear_layer_stays(kernel: None, tiny_models: Any, tmp_path:
 def test_a_transposed_layer_is_turned(kernel: None, tiny_models: Any, tmp_path: Path, toolbox: Any) -> None:
     steps = {"steps": [{"prune.magnitude": {"pattern": "2:4"}}]}
     modicum.compress(tiny_models("gpt2", "bfloat16"), steps, out=tmp_path / "gpt2")
-    model: Any = modicum.load(tmp_path / "gpt2")
+    model: Any = modicum.load(tmp_path / "gpt2", sparse_kernels=True)
     assert len(model.sparse_products.layers) == 12
-    plain = modicum.load(tmp_path / "gpt2", sparse_kernels=False)
+    plain = modicum.load(tmp_path / "gpt2")
     torch.testing.assert_close(
         toolbox.logits_of(model).float(), toolbox.logits_of(plain).float(), rtol=0.05, atol=0.1
     )
@@ -145,26 +144,26 @@ def test_a_transposed_layer_is_turned(kernel: None, tiny_models: Any, tmp_path: 
 def test_integers_stay_packed(kernel: None, tiny_llama: Path, tmp_path: Path) -> None:
     steps = [{"prune.magnitude": {"pattern": "2:4"}}, {"quantize.rtn": {"group_size": 32}}]
     modicum.compress(tiny_llama, {"steps": steps}, out=tmp_path / "packed", form="modicum")
-    model: Any = modicum.load(tmp_path / "packed")
+    model: Any = modicum.load(tmp_path / "packed", sparse_kernels=True)
     assert not sparse_layers(model)
-    assert set(getattr(model, "sparse_products", SparseProducts("", (), {})).layers) == set()
+    assert set(model.sparse_products.dense.values()) == {"it stays packed"}
 
 
 def test_a_model_in_kernel_order_is_saved_as_it_was(kernel: None, mixed: Path, tmp_path: Path) -> None:
-    modicum.save(modicum.load(mixed), tmp_path / "again")
-    again = modicum.load(tmp_path / "again", sparse_kernels=False)
-    before = dict(modicum.load(mixed, sparse_kernels=False).named_parameters())
+    modicum.save(modicum.load(mixed, sparse_kernels=True), tmp_path / "again")
+    again = modicum.load(tmp_path / "again")
+    before = dict(modicum.load(mixed).named_parameters())
     for name, parameter in again.named_parameters():
         assert torch.equal(parameter, before[name])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_gives_the_logits_of_the_dense_model(mixed: Path) -> None:
-    model: Any = modicum.load(mixed, device="cuda")
+    model: Any = modicum.load(mixed, device="cuda", sparse_kernels=True)
     if not model.sparse_products.layers:
         pytest.skip(str(model.sparse_products))
     assert {name.rsplit(".", 1)[1] for name in model.sparse_products.layers} >= set(ATTENTION)
-    plain: Any = modicum.load(mixed, device="cuda", sparse_kernels=False)
+    plain: Any = modicum.load(mixed, device="cuda")
     ids = torch.randint(3, 2048, (2, 11), generator=torch.Generator().manual_seed(1)).cuda()
     with torch.no_grad():
         found, expected = model(ids).logits.float(), plain(ids).logits.float()

@@ -28,7 +28,7 @@ from modicum.pipeline.sparse_products import to_device
 
 
 def load_model(
-    directory: Path, dtype: torch.dtype | None = None, device: str = "cpu", *, sparse_kernels: bool = True
+    directory: Path, dtype: torch.dtype | None = None, device: str = "cpu", *, sparse_kernels: bool = False
 ) -> nn.Module:
     """The model of a checkpoint directory, in eval mode; integer weights stay packed.
 

@@ -22,7 +22,7 @@ from modicum.models.storage import storage_of
 from modicum.weights.base import WeightForm
 from modicum.weights.semi_structured import SemiStructuredWeight
 
-OFF = "sparse kernels are switched off"
+OFF = "sparse kernels were not asked for"
 _PROMISE = re.compile(r"a (\d+):(\d+) pattern")
 
 
@@ -51,7 +51,7 @@ class SparseProducts:
 
 @torch.no_grad()
 def to_device(
-    model: Any, manifest: Manifest, device: torch.device, sparse_kernels: bool = True
+    model: Any, manifest: Manifest, device: torch.device, sparse_kernels: bool
 ) -> SparseProducts | None:
     """Move a dense model, and let those of its layers be 2:4 matrices there that the kernels of the device take.
 
@@ -61,7 +61,7 @@ def to_device(
         model: loaded, with dense layers.
         manifest: what is known of them.
         device: where it goes.
-        sparse_kernels: False leaves every layer dense.
+        sparse_kernels: whether they are asked for; else every layer stays dense.
 
     Returns:
         What became of every N:M layer; None if there is none.
@@ -101,8 +101,10 @@ def _made_sparse(model: nn.Module, name: str, n: int, m: int, device: torch.devi
         storage = storage_of(model.get_submodule(name))
     except AttributeError:
         storage = None
-    if storage is None or isinstance(storage.module, WeightForm) or not storage.swappable:
+    if storage is None or not storage.swappable:
         return "it is not a linear layer of its own"
+    if isinstance(storage.module, WeightForm):
+        return f"it stays {storage.module.kind}"
     weight = storage.weight.detach()  # [out, in]
     refusal = sparse24.refusal((n, m), storage.shape, weight.dtype, device)
     if refusal:

@@ -1,9 +1,9 @@
 """An N:M sparse matrix: in every aligned group of M inputs at most N weights are nonzero, and N are stored.
 
 2:4 halves the values and adds 4 bits per group: 56.25 % of a dense 16-bit matrix, with every row of equal
-length. GPUs from compute capability 8.0 on multiply 2:4 matrices faster (`modicum.kernels.sparse24`): there the
-matrix is kept in the order of their kernel, which takes the same bytes. Everywhere else, and for any other N:M,
-it is a storage form, multiplied as dense.
+length. GPUs from compute capability 8.0 on multiply 2:4 matrices as they are (`modicum.kernels.sparse24`): there
+the matrix is kept in the order of their kernel, which takes the same bytes. Everywhere else, and for any other
+N:M, it is a storage form, multiplied as dense.
 """
 
 from __future__ import annotations
