@@ -15,6 +15,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that wait for each other must not spin: on a busy machine tiny operations would take 20 times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 VOCABULARY = 2048  # that of nano-lm's tokenizer
 _SIZES: dict[str, Any] = {

@@ -298,6 +298,27 @@ class TestSearch:
         losses = [float(line.rsplit(" ", 1)[1]) for line in told[: len(told) // 2]]
         assert losses == sorted(losses, reverse=True)
 
+    def test_a_killed_search_ends_where_it_would_have_ended(self, toolbox: Any, tmp_path: Path) -> None:
+        def searched(work: Path, told: Any = lambda text: None) -> nn.Module:
+            model, held = toolbox.build("llama"), context(work=work)
+            held.progress = told
+            SearchLLM(**SEARCH).transform(Anatomy.of(model), held)
+            return model
+
+        def stop(text: str) -> None:
+            if "generation 1/" in text:
+                raise KeyboardInterrupt
+
+        whole = searched(tmp_path / "whole").state_dict()
+        with pytest.raises(KeyboardInterrupt):
+            searched(tmp_path / "killed", stop)
+        log = tmp_path / "killed" / LOG
+        with log.open("a") as stream:
+            stream.write('{"key": "0f3')  # what a kill leaves
+        resumed = searched(tmp_path / "killed").state_dict()
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+        assert log.read_bytes() == (tmp_path / "whole" / LOG).read_bytes()
+
 
 class TestCheckpoints:
     def test_uneven_models_open_with_modicum(self, tiny_llama: Path, tokens: Any, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,6 +23,7 @@ from modicum.search.individual import Draft
 from modicum.search.loop import one_by_one
 from modicum.search.selection import Elitism, Tournament
 from modicum.search.variation import VARIATIONS
+from modicum.search.workers import crew
 from modicum.symbolic import Node, Rules, Type, behaviour, evaluate, parse, symbol
 
 SIZE = 8  # of a population
@@ -236,6 +238,14 @@ class TestLog:
         evolution, log = Evolution(TREES, SIZE, Random(3)), Log(tmp_path / "log", {})
         assert evolve(evolution, again, 3, log, clock=lambda: 0.0) == expected
         assert len(again.genomes) == 2 * SIZE
+
+    def test_the_number_of_workers_changes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.syspath_prepend(Path(__file__).parent)  # where the workers look as well
+        maker, found = import_module("fitness_by_length").maker, []
+        for workers in (1, 2):
+            with crew(maker, workers) as trial:
+                found.append(evolve(Evolution(TREES, SIZE, Random(3)), trial, 2, clock=lambda: 0.0))
+        assert found[0] == found[1]
 
     def test_seconds_of_a_generation_go_on_after_a_stop(self, tmp_path: Path) -> None:
         ticks = iter(range(1000))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import types
@@ -33,7 +34,7 @@ from modicum.prune.pruner_zero import PrunerZero
 from modicum.search.found import MetricSearch
 from modicum.search.individual import Individual, Outcome
 from modicum.search.proxy import Proxy, collect
-from modicum.search.workers import crew, processes
+from modicum.search.workers import crew, one_thread, processes
 
 SMALL: dict[str, Any] = {
     "population": 4,
@@ -111,12 +112,12 @@ def test_what_it_leaves(finished: tuple[MetricSearch, Path]) -> None:
     assert found.ancestors()[-1] == found.best
 
 
-def test_the_number_of_workers_changes_nothing(
-    finished: tuple[MetricSearch, Path], tiny: Path, tmp_path: Path
-) -> None:
-    again = search_prune_metric(tiny, tmp_path, starts=("wanda", "pruner_zero"), workers=2, **SMALL)
-    assert log_of(tmp_path) == log_of(finished[1])
-    assert again.metrics == finished[0].metrics
+def test_another_process_comes_to_the_same(finished: tuple[MetricSearch, Path], tiny: Path) -> None:
+    maker = Proxy(tiny, finished[1] / "statistics.safetensors", 0.5)
+    genomes = [entry.genome for entry in finished[0].entries[:3]]
+    with one_thread(), processes(maker, 1) as trial:
+        theirs = [each.fitness for each in trial(genomes, math.inf)]
+    assert theirs == [entry.fitness for entry in finished[0].entries[:3]]
 
 
 def test_a_stopped_search_goes_on(finished: tuple[MetricSearch, Path], tiny: Path, tmp_path: Path) -> None:

@@ -328,11 +328,19 @@ class TestCanonicalForm:
             (["exp(log(W))"], "abs(W) + 0.001"),
             (["W + (2 + 3)", "5 + W"], "W + 5"),
             (["mean(W) - mean(W)"], "0"),
+            (["W - -G", "G + W", "G - -W", "-(-G - W)"], "G + W"),
+            (["W + -G", "-G + W", "-(G - W)", "W - skip(G)"], "W - G"),
+            (["W + (-2)", "W - 2", "-2 + W", "-(2 - W)"], "W - 2"),
+            (["abs(W) * (2 / 2)", "abs(W) / (1e-9 / 1e-9)"], "abs(W)"),
             (["mms(mms(G))"], "mms(G)"),
         ],
     )
     def test_spellings_of_one_formula(self, spellings: list[str], expected: str) -> None:
         assert {str(canonical(read(text))) for text in spellings} == {expected}
+
+    def test_a_quotient_of_equals_stays_because_it_is_0_at_0(self) -> None:
+        assert str(canonical(read("W / W"))) == "W / W"
+        assert value_of("W / W", {"W": torch.tensor([0.0, 2.0, -3.0])}).tolist() == [0, 1, 1]
 
     @settings(deadline=None, max_examples=50)
     @given(EXPRESSIONS, st.integers(0, 9))

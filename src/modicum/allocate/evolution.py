@@ -70,10 +70,14 @@ class Log:
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """What was written whole; a line that was cut off by a kill ends it."""
+    """What was written whole; a line that was cut off by a kill is taken away, so that the next one begins anew."""
     if not file.exists():
         return
-    for line in file.read_text().splitlines():
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        file.write_bytes(whole)
+    for line in whole.splitlines():
         try:
             yield json.loads(line)
         except ValueError:

@@ -1,8 +1,11 @@
 """One form for all spellings of a formula, so that a search evaluates none of them twice.
 
-`canonical` keeps the value (up to rounding): arguments that commute are sorted, operations that do nothing are dropped,
-constants are folded. `without_opposites` is the opposing-operation simplification of Pruner-Zero: pairs that undo each
-other on positive numbers vanish, which keeps the order of the scores as long as what is inside is positive.
+`canonical` keeps the value (up to rounding) for all inputs: arguments that commute are sorted, operations that do
+nothing are dropped, signs go where they cost nothing (a - -b is a + b, a + -b is a - b), constants are folded. So x / x
+stays as it is: its guard makes it 0 where x is 0, and only a number of 1e-9 or more divides to 1.
+
+`without_opposites` is the opposing-operation simplification of Pruner-Zero: pairs that undo each other on positive
+numbers vanish, which keeps the order of the scores as long as what is inside is positive.
 """
 
 from __future__ import annotations
@@ -76,12 +79,15 @@ def _simpler_unary(node: Node) -> Node:
             return inner.children[0]
         case ("sqrt", "sqr") | ("sqr", "sqrt"):
             return apply("abs", *inner.children)
+        case "neg", "sub":
+            return apply("sub", *reversed(inner.children))
         case "exp", "log":
             return apply("add", apply("abs", *inner.children), number(LOG_EPS))
     return node
 
 
 def _simpler_binary(node: Node) -> Node:
+    node = _with_sign_outside(node)
     left, right = node.children
     neutral = {"add": 0.0, "sub": 0.0, "mul": 1.0, "div": 1.0}.get(node.op)
     if neutral is not None and right.value == neutral:
@@ -91,6 +97,26 @@ def _simpler_binary(node: Node) -> Node:
     if left == right and node.op == "sub" and node.type is Type.SCALAR:
         return number(0.0)
     return node
+
+
+def _with_sign_outside(node: Node) -> Node:
+    """A sum or difference whose right side has no sign of its own; the left one's goes as well, if it is a sum."""
+    left, right = node.children
+    other = {"add": "sub", "sub": "add"}.get(node.op)
+    if other is None:
+        return node
+    positive = _opposite(right)
+    if positive is not None:
+        return apply(other, left, positive)
+    positive = _opposite(left) if node.op == "add" and left.value is None else None
+    return node if positive is None else apply("sub", right, positive)
+
+
+def _opposite(node: Node) -> Node | None:
+    """What -x or a negative number is the opposite of."""
+    if node.value is not None:
+        return number(-node.value) if node.value < 0 else None
+    return node.children[0] if node.op == "neg" else None
 
 
 def _never_negative(node: Node) -> bool:
