@@ -127,10 +127,13 @@ class JointSemiStructured:
     m: int
     factor: Tensor
     sets: Tensor = field(init=False, repr=False)
+    masks: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         chosen = list(combinations(range(self.m), self.m - self.n_kept)) if self.joint else []
         self.sets = torch.tensor(chosen, dtype=torch.long, device=self.factor.device)  # [C, k]
+        places = torch.arange(self.m, device=self.factor.device)
+        self.masks = (self.sets.unsqueeze(-1) == places).any(1)  # [C, m]
 
     @property
     def joint(self) -> bool:
@@ -149,9 +152,10 @@ class JointSemiStructured:
         """The cheapest set of every row."""
         if not self.joint:
             return SemiStructured(self.n_kept, self.m).choose(columns, diagonal, start)
-        best = self._losses(columns, start).argmin(0)  # [out]
-        pruned = torch.zeros_like(columns, dtype=torch.bool)
-        return pruned.scatter_(0, self.sets[best].T, True)
+        best = (
+            self._losses(columns, start).min(0).indices
+        )  # [out]; argmin is ten times as slow along this axis
+        return self.masks[best].T
 
     def _losses(self, columns: Tensor, start: int) -> Tensor:
         """w_p [(H^-1)_pp]^-1 w_p^T of every set and row, `[C, out]`."""
