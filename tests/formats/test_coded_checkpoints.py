@@ -329,7 +329,7 @@ class TestVerify:
 
 
 class TestDamage:
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_no_change_of_an_array_goes_unnoticed_or_crashes(
         self, data: st.DataObject, coded: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory

@@ -209,6 +209,18 @@ def test_a_damaged_array_is_named_on_loading(family: str, originals: Any, tmp_pa
         modicum.load(tmp_path / "coded")
 
 
+@pytest.mark.parametrize("family", ["dit", "var"])
+def test_zeros_of_a_step_before_are_coded(family: str, originals: Any, tmp_path: Path) -> None:
+    steps: list[Any] = [{"prune.magnitude": {"sparsity": 0.5}}, METHODS[0]]
+    manifest = modicum.compress(originals(family), steps, out=tmp_path / "coded")
+    assert isinstance(manifest, Manifest)
+    assert "zero mask" in str(manifest.promises)
+    expand(tmp_path / "coded", tmp_path / "plain")
+    weight = load_file(tmp_path / "plain" / "model.safetensors")
+    name = "blocks.1.mlp.fc1.weight" if family == "dit" else "blocks.1.ffn.fc1.weight"
+    assert float((weight[name] == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
+
+
 class TestEveryTensor:
     """What the model does not need comes back as well."""
 

@@ -65,6 +65,7 @@ class Lane:
         self._ahead: Ahead | None = None
         self._following: dict[nn.Module, Group] = {}
         self._previous: nn.Module | None = None
+        self._shared: dict[Group, Tensor] = {}
 
     def take(self, group: Group, user: nn.Module) -> Tensor:
         """The weights of a group, [numel], for what is queued on the current stream from now on until `leave`."""
@@ -133,6 +134,9 @@ class Lane:
     def _share(self, group: Group) -> None:
         """Let the allocator know that the side stream reads the arrays of a group; its tables are made if need be."""
         ready = group.ready()
+        if self._shared.get(group) is group.luts:
+            return
+        self._shared[group] = group.luts
         tables = (ready.lanes.windows, ready.lanes.first, ready.lanes.luts, ready.firsts)
         used_on(self._side, [*ready.encoded.tensors().values(), *tables])
 
