@@ -12,9 +12,12 @@ from safetensors.torch import load_file, save_file
 
 import modicum
 from modicum import api
+from modicum.api.depths import compare_depths
 from modicum.formats.shards import Shards
 from modicum.kernels.huffman.encoder import symbol_counts
 from modicum.pipeline.coding import describe_coding
+from modicum.report.depth_rows import headline
+from modicum.report.depths import render
 
 METHODS = ("lossless.dfloat11", "lossless.byteplanes")
 
@@ -107,3 +110,14 @@ def test_a_comparison_carries_it_where_sizes_are_measured(tiny_llama: Path, tmp_
     assert measured.coding.identical
     assert measured.after.perplexity == measured.before.perplexity
     assert api.compare(tiny_llama, tmp_path / "coded", what={"quality"}, **options).coding is None
+
+
+def test_a_diffusion_transformer_is_reported_by_its_bytes(tmp_path: Path) -> None:
+    modicum.compress("nano-dit", METHODS[0], out=tmp_path / "coded")
+    comparison, images = compare_depths("nano-dit", [tmp_path / "coded"], count=2, steps=2)
+    assert torch.equal(*images)
+    assert comparison.entries[1].parameters == comparison.entries[0].parameters
+    assert comparison.coding is not None
+    assert comparison.coding.identical
+    assert " % of the bytes, " in headline(comparison)
+    assert "Every bit is that of the original" in render(comparison, images)

@@ -83,16 +83,16 @@ class TestWords:
         assert "Bound" not in {row.label for row in comparison_rows(Comparison())}
 
     def test_the_verdict(self) -> None:
-        assert "Every bit is that of the original: 9 tensors compared" in coding(compared())
-        page = coding(compared(difference=f"w{HOSTILE}"))
+        assert "Every bit is that of the original: 9 tensors compared" in coding(record())
+        page = coding(record(difference=f"w{HOSTILE}"))
         assert "Not the original: w&lt;script&gt;" in page
         assert "Every bit is" not in page
-        page = coding(compared(tensors=0, changed_by=("prune.wanda", "prune.wanda", "quantize.rtn")))
+        page = coding(record(tensors=0, changed_by=("prune.wanda", "prune.wanda", "quantize.rtn")))
         assert "Weights as prune.wanda, quantize.rtn left them, coded by lossless.dfloat11." in page
         assert "Every bit is" not in page
 
     def test_groups_stand_with_their_bits_and_those_that_stay_with_the_reason(self) -> None:
-        page = coding(compared())
+        page = coding(record())
         assert "<script>" not in page
         cells = re.findall(r"<td>([^<]*)</td>", page.partition('<th scope="row">b</th>')[2])[:6]
         assert cells == ["200", "400 B", "280 B", "70.0 %", "11.20", "11.00"]
@@ -100,19 +100,19 @@ class TestWords:
         assert "2.00 GB of weights a second (1.00–3.00 over the groups)" in page
 
     def test_many_groups_fold(self) -> None:
-        assert "<details open>" in coding(compared())
+        assert "<details open>" in coding(record())
         (group, _) = record().groups
-        assert "<details>" in coding(compared(groups=(group,) * 13))
+        assert "<details>" in coding(record(groups=(group,) * 13))
 
     def test_codes_that_leave_repetitions_name_the_method_that_does_not(self) -> None:
-        assert "lossless.byteplanes does not" not in coding(compared())
+        assert "lossless.byteplanes does not" not in coding(record())
         repeated = tuple(group.model_copy(update={"bound": 5.0}) for group in record().groups)
-        assert "lossless.byteplanes does not" in coding(compared(groups=repeated))
-        assert "does not" not in coding(compared(groups=repeated, method="lossless.byteplanes"))
+        assert "lossless.byteplanes does not" in coding(record(groups=repeated))
+        assert "does not" not in coding(record(groups=repeated, method="lossless.byteplanes"))
 
     def test_nothing_is_said_where_nothing_is_coded(self) -> None:
-        assert coding(Comparison()) == ""
-        assert NOT_MEASURED not in coding(compared(decode=None))
+        assert coding(None) == ""
+        assert NOT_MEASURED not in coding(record(decode=None))
 
 
 class TestHistogram:
@@ -134,7 +134,7 @@ class TestHistogram:
     def test_rare_values_at_the_ends_are_left_out(self) -> None:
         found = record(counts=counts(v3=1, v120=50_000, v122=49_999, v200=1))
         assert shown_values(found) == range(120, 123)
-        assert "2 rare exponents are left out" in coding(compared(counts=found.counts))
+        assert "2 rare exponents are left out" in coding(record(counts=found.counts))
 
     def test_powers_of_two_are_named(self) -> None:
         picture = exponent_histogram(record())
@@ -162,5 +162,5 @@ class TestBits:
         assert "10.80 bits" in picture
 
     def test_planes_have_no_tables(self) -> None:
-        page = coding(compared(method="lossless.byteplanes", parts={"exponents": 280, "other bits": 800}))
+        page = coding(record(method="lossless.byteplanes", parts={"exponents": 280, "other bits": 800}))
         assert "tables" not in page.partition("<figure")[2].partition("</figure>")[0]

@@ -17,10 +17,12 @@ from modicum.evaluate import Spread, environment
 from modicum.evaluate.denoising import ClassRequest, draw_batch
 from modicum.evaluate.depth_comparison import Decision, DepthComparison, DepthEntry, LossCurve
 from modicum.evaluate.inference import evaluating
+from modicum.evaluate.size import parameter_count
 from modicum.formats.manifest import FILE, Manifest
 from modicum.formats.policies import Policies
 from modicum.formats.shards import Shards
 from modicum.models.class_models import ClassModel, network_of
+from modicum.pipeline.coding import describe_coding
 from modicum.zoo.digits import Judge, load_judge
 from modicum.zoo.dit_card import for_judge
 from modicum.zoo.locate import locate
@@ -84,6 +86,7 @@ def compare_depths(
     comparison = DepthComparison(
         entries=tuple(entries),
         decisions=tuple(dict.fromkeys(each for path in directories for each in decisions(path))),
+        coding=describe_coding(network_of(directories[-1]), network_of(directories[0])),
         labels=wanted.labels,
         seeds=wanted.seeds,
         at_once=min(at_once, count),
@@ -203,7 +206,7 @@ def _entry(
     return DepthEntry(
         name=directory.name,
         blocks=model.config.depth,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameter_count(model),
         disk_bytes=Shards(network_of(directory)).nbytes(),
         training_losses={name: found["loss"] for name, found in _notes(directory).items() if "loss" in found},
         loss_curves=loss_curves(directory),

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from modicum.evaluate.coding import CodingRecord
 from modicum.evaluate.saved import Record, SavedRecord
 from modicum.evaluate.speed import Spread
 
@@ -110,6 +111,7 @@ class DepthComparison(SavedRecord):
         format: version of this layout.
         entries: the original first.
         decisions: of all entries, each once.
+        coding: how the weights of the last entry are coded without loss; None if they are not.
         labels: the class of every picture.
         seeds: one per picture.
         at_once: pictures per batch.
@@ -123,6 +125,7 @@ class DepthComparison(SavedRecord):
     format: Literal[1] = 1
     entries: tuple[DepthEntry, ...]
     decisions: tuple[Decision, ...] = ()
+    coding: CodingRecord | None = None
     labels: tuple[int, ...]
     seeds: tuple[int, ...]
     at_once: int

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from modicum.errors import CheckpointError
+from modicum.weights.absent import Absent
 
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".gguf"})
 
@@ -59,6 +60,14 @@ def by_layer(model: nn.Module) -> dict[str, int]:
                 seen.add(key)
                 sizes[name] = sizes.get(name, 0) + tensor.untyped_storage().nbytes()
     return {name: size for name, size in sizes.items() if size}
+
+
+def parameter_count(model: nn.Module) -> int:
+    """How many weights a model has; those that are coded and decoded as they are used count like any other."""
+    coded = (
+        value for module in model.modules() for value in vars(module).values() if isinstance(value, Absent)
+    )
+    return sum(p.numel() for p in model.parameters()) + sum(absent.numel() for absent in coded)
 
 
 def _own_tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from modicum.evaluate import CodingRecord, Comparison
+from modicum.evaluate import CodingRecord
 from modicum.report.coding_figures import bits_chart, exponent_histogram, shown_values
 from modicum.report.parts import figure, section
 from modicum.report.units import DASH, byte_size, number, percent
@@ -23,9 +23,8 @@ REPEATS = (
 )
 
 
-def coding(comparison: Comparison) -> str:
+def coding(found: CodingRecord | None) -> str:
     """Whether every bit came back, why the weights shrink, and by how much in every group."""
-    found = comparison.coding
     if found is None:
         return ""
     figures = [

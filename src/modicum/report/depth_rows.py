@@ -42,12 +42,18 @@ def columns(comparison: DepthComparison) -> list[Column]:
 def headline(comparison: DepthComparison) -> str:
     """The measured result of the last model in one sentence."""
     first, last = comparison.entries[0], comparison.entries[-1]
-    size = (
-        f"{percent(share_of(last, first), 2)} of the parameters, {ratio(last.seconds_ratio.median)} the time"
-    )
+    share, what = size_share(last, first)
+    size = f"{percent(share, 2)} {what}, {ratio(last.seconds_ratio.median)} the time"
     if first.frechet is None or last.frechet is None:
         return size
     return f"{size}, Frechet distance {number(last.frechet)} instead of {number(first.frechet)}"
+
+
+def size_share(entry: DepthEntry, first: DepthEntry) -> tuple[float, str]:
+    """How large a model is beside the original, and in what: parameters, or bytes where it has as many of those."""
+    if entry.parameters == first.parameters:
+        return entry.disk_bytes / first.disk_bytes, "of the bytes"
+    return share_of(entry, first), "of the parameters"
 
 
 def share_of(entry: DepthEntry, first: DepthEntry) -> float:

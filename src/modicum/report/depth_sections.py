@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modicum.evaluate.depth_comparison import DepthComparison, DepthEntry
 from modicum.report.depth_figures import stack
-from modicum.report.depth_rows import columns, number_of, share_of
+from modicum.report.depth_rows import columns, number_of, size_share
 from modicum.report.parts import cell, facts, figure, section, tile
 from modicum.report.pictures import enlarged, grid, to_png
 from modicum.report.units import number, percent, ratio
@@ -30,11 +30,11 @@ def lead(comparison: DepthComparison) -> str:
 def tiles(comparison: DepthComparison) -> str:
     """The numbers of the last model, which the headline names."""
     first, last = comparison.entries[0], comparison.entries[-1]
-    time = last.seconds_ratio
+    time, (share, what) = last.seconds_ratio, size_share(last, first)
     noise = time.lowest <= 1 <= time.highest
     found = [
         tile(f"{last.blocks} of {first.blocks}", "blocks"),
-        tile(percent(share_of(last, first)), "of the parameters"),
+        tile(percent(share), what),
     ]
     if last.accuracy is not None:
         found.append(tile(percent(last.accuracy), "of its images recognised"))

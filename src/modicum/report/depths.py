@@ -14,6 +14,7 @@ from torch import Tensor
 from modicum.evaluate.depth_comparison import DepthComparison
 from modicum.report import depth_sections as sections
 from modicum.report import training_sections
+from modicum.report.coding_section import coding
 from modicum.report.depth_rows import columns, headline
 from modicum.report.html import fill, resource, write_page
 from modicum.report.rows import Value
@@ -47,6 +48,7 @@ def render(comparison: DepthComparison, images: Sequence[Tensor]) -> str:
             "depths.html",
             table=sections.table(comparison),
             pictures=sections.pictures(comparison, images),
+            coding=coding(comparison.coding),
             decisions=sections.decisions(comparison),
             learning=training_sections.learning(comparison),
             losses=training_sections.losses(comparison),

@@ -67,7 +67,7 @@ def render(comparison: Comparison) -> str:
         body=fill(
             "comparison.html",
             table=sections.table(comparison),
-            coding=coding(comparison),
+            coding=coding(comparison.coding),
             layers=sections.layers(comparison),
             samples=sections.samples(comparison),
             recipe=sections.recipe(comparison),
