@@ -27,6 +27,8 @@ def whole_plan_table(plan: WholePlan) -> Table:
 
 def _rows(plan: WholePlan) -> Iterator[tuple[str, str]]:
     yield "model", f"{Path(plan.model).name}  ({plan.family}, {plan.dtype}, {plan.blocks} blocks)"
+    if plan.order:
+        yield "order", "  →  ".join(plan.order)
     for step in plan.steps:
         yield "step", f"{step.name}  ({_effect(step)})"
     for steps, count in Counter(layer.steps for layer in plan.layers).items():

@@ -55,6 +55,7 @@ class WholePlan:
         tokens: that calibrate layer steps; 0 if none needs data, or for models that draw classes.
         samples: that calibrate layer steps of models that draw classes.
         unknown: what is not known, in sentences.
+        order: names of all steps, if layer steps stand before one over the whole model.
     """
 
     model: str
@@ -71,6 +72,7 @@ class WholePlan:
     tokens: int
     samples: int
     unknown: tuple[str, ...] = field(default=())
+    order: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
@@ -85,7 +87,7 @@ def make_whole_plan(
 
     Args:
         outline: of the model.
-        recipe: steps over the whole model, then layer steps; not both must be there.
+        recipe: steps over the whole model and layer steps; not both must be there.
         model: its name.
         wanted: storage format of the layer steps.
         length: tokens of each calibration window; None if layers are calibrated on samples.
@@ -94,7 +96,8 @@ def make_whole_plan(
         RecipeConflict: steps that cannot follow each other.
         InvalidSetting: blocks that are not there are to stay, nothing is touched, or the format cannot store it.
     """
-    whole, layers, *_ = split_steps(recipe.steps)
+    whole, layers, *_, stages = split_steps(recipe.steps)
+    order = [step.name for stage in stages for step in stage]
     layers = with_tables(layers, outline.anatomy)
     live_properties(recipe.steps)
     if layers and length is None:
@@ -125,6 +128,7 @@ def make_whole_plan(
         tokens=needed * (length or 0),
         samples=0 if length else needed,
         unknown=unknown,
+        order=() if order == [step.name for step in (*whole, *layers)] else tuple(order),
     )
 
 
