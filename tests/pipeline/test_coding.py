@@ -15,17 +15,20 @@ from modicum import api
 from modicum.api.depths import compare_depths
 from modicum.formats.shards import Shards
 from modicum.kernels.huffman.encoder import symbol_counts
+from modicum.pipeline import coding
 from modicum.pipeline.coding import describe_coding
 from modicum.report.depth_rows import headline
 from modicum.report.depths import render
 
+VOCABULARY = 2048
 METHODS = ("lossless.dfloat11", "lossless.byteplanes")
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_numbers_are_those_of_the_run_and_of_the_weights(
-    method: str, tiny_llama: Path, tmp_path: Path
+    method: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(coding, "TIMED", 2 * VOCABULARY * 64)
     note = modicum.compress(tiny_llama, method, out=tmp_path / "coded").notes[method]
     found = describe_coding(tmp_path / "coded", tiny_llama)
     assert found is not None
@@ -43,6 +46,10 @@ def test_numbers_are_those_of_the_run_and_of_the_weights(
     assert list(found.counts) == symbol_counts(matrices).tolist()
     assert found.decode is not None
     assert 0 < found.decode.lowest <= found.decode.median <= found.decode.highest
+    monkeypatch.setattr(coding, "TIMED", 2 * VOCABULARY * 64 + 1)  # more than any group has
+    untimed = describe_coding(tmp_path / "coded", tiny_llama)
+    assert untimed is not None
+    assert untimed.decode is None
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

@@ -41,7 +41,8 @@ class CodingRecord(Record):
         tensors: how many were compared with the original.
         difference: the first that was found; None if every bit is the same.
         changed_by: steps that changed weights before they were coded; then nothing was compared.
-        decode: bytes of weights that are decoded in a second, group by group, from files that were read before.
+        decode: bytes of weights that are decoded in a second, group by group, from files that were read before; None
+            if all groups are too small to tell.
         threads: that decoded.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,9 @@ PARTS = {
     "plane3": "other bits",
 }
 """What the arrays of a group hold, by the last part of their names; the others are tables."""
+
+TIMED = 1 << 20
+"""Bytes of weights from which a group says how fast codes are; the time of a smaller one is that of opening it."""
 
 
 def describe_coding(directory: Path, original: Path) -> CodingRecord | None:
@@ -63,7 +66,7 @@ def describe_coding(directory: Path, original: Path) -> CodingRecord | None:
         if found and found.difference
         else None,
         changed_by=changed,
-        decode=Spread.of(rates),
+        decode=_speed(groups, rates),
         threads=torch.get_num_threads(),
     )
 
@@ -91,6 +94,11 @@ def _groups(shards: CodedShards) -> Iterator[tuple[CodedGroupRecord, np.ndarray,
             information=entropy(counts[-1]),
         )
         yield record, counts[-1], weights.nbytes / seconds
+
+
+def _speed(groups: Sequence[CodedGroupRecord], rates: Sequence[float]) -> Spread | None:
+    timed = [rate for group, rate in zip(groups, rates, strict=True) if group.dense_nbytes >= TIMED]
+    return Spread.of(timed) if timed else None
 
 
 def _parts(shards: CodedShards) -> dict[str, int]:
