@@ -22,7 +22,7 @@ from modicum.models.class_models import class_kind, network_of
 from modicum.pipeline import recipe as recipes
 from modicum.pipeline.composition import live_properties, split_steps
 from modicum.pipeline.memory_run import Batches, compress_model
-from modicum.pipeline.plan import Format, Plan
+from modicum.pipeline.plan import Format, Plan, layer_steps
 from modicum.pipeline.policy_run import PolicyRun
 from modicum.pipeline.promises import Promised, promised_by
 from modicum.pipeline.recipe import Recipe
@@ -178,7 +178,7 @@ def _compress_loaded(
         part, start = recipe.model_copy(update={"steps": stage}), promised
         if sweeps(stage):
             told = None if whole else options.get("progress")
-            promised = promised_by(stage, Anatomy.of(model).layers(), start)
+            promised = promised_by(layer_steps(part), Anatomy.of(model).layers(), start)
             compress_model(model, part, _asked(model, recipe, data, options.get("objective")), told, start)
         else:
             samples = data if data is None or isinstance(data, Samples) else _samples(torch.as_tensor(data))

@@ -34,6 +34,7 @@ from modicum.method import Context
 from modicum.models import Anatomy
 from modicum.pipeline.composition import live_properties, split_steps
 from modicum.pipeline.memory_run import compress_model
+from modicum.pipeline.plan import layer_steps
 from modicum.pipeline.promises import Promised, promised_by
 from modicum.pipeline.recipe import Recipe, load
 from modicum.pipeline.whole_run import sweeps, transform
@@ -95,9 +96,9 @@ def compress(
     taken = 0
     for stage in split.stages:
         if sweeps(stage):
-            start, promised = promised, promised_by(stage, Anatomy.of(network).layers(), promised)
-            asked = _calibration(objective, data, recipe.seed)
-            compress_model(network, recipe.model_copy(update={"steps": stage}), asked, promised=start)
+            part, start = recipe.model_copy(update={"steps": stage}), promised
+            promised = promised_by(layer_steps(part), Anatomy.of(network).layers(), start)
+            compress_model(network, part, _calibration(objective, data, recipe.seed), promised=start)
         else:
             transform(Anatomy.of(network), stage, lambda i, first=taken: of_step(first + i), promised)
             taken += len(stage)
