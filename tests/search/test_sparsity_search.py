@@ -227,6 +227,6 @@ def test_the_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert f"--set allocation={out / 'sparsity.json'}" in shown
     found = SparsitySearch.load(out / "report.json")
     assert found.settings.options == {"scope": "row"}
-    assert all(name in (out / "report.html").read_text() for name in ("uniform", "owl", found.blocks[2]))
+    assert all(name in (out / "report.html").read_text() for name in ("uniform", "OWL", found.blocks[2]))
     assert explain(app, [*line.split(), "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["table"] == found.table

@@ -14,18 +14,20 @@ from modicum.search.found import Entry, Search
 
 WIDE, RIGHT, HEIGHT = 836, 700, 220  # pixels: of the page, where the plot ends, of the plot
 BOX, STEP, MARGIN, GAP = (
-    30,
-    58,
+    38,
+    66,
     8,
     10,
-)  # pixels: of a candidate, from one generation to the next, around, between
+)  # pixels: height of a candidate, from generation to generation, around, between
+FARTHEST = 30  # times the best distance to the dense model
 LETTER = 7.0  # pixels of a letter of 12 px in a monospaced font, and a little
 
 
 class Scale:
     """Heights of perplexities: the better end of what was found gets the space.
 
-    The distance to the dense model is drawn in powers of ten, down from the worst that is shown.
+    The distance to the dense model is drawn in powers of ten, down from the worst or
+    from `FARTHEST` times the best; what is farther away lies on the upper edge.
 
     Args:
         found: the search.
@@ -34,7 +36,7 @@ class Scale:
     def __init__(self, found: Search) -> None:
         gaps = sorted(value - found.dense for value in _fitnesses(found) if value > found.dense) or [1.0]
         self.dense = found.dense
-        self.low, self.high = 0.9 * gaps[0], max(1.2 * gaps[-1], 2 * gaps[0])
+        self.low, self.high = 0.9 * gaps[0], max(min(1.2 * gaps[-1], FARTHEST * gaps[0]), 2 * gaps[0])
 
     def y(self, fitness: float) -> float:
         """Where a perplexity lies."""
@@ -108,7 +110,7 @@ def diamond(x: float, y: float, title: str) -> str:
 def names(found: Search, scale: Scale) -> list[str]:
     """Names of what is compared beside the plot, moved apart where they would overlap."""
     ordered = sorted((metric for metric in found.compared), key=lambda each: scale.y(each.fitness))
-    places = spread([scale.y(metric.fitness) for metric in ordered], 15, HEAD + HEIGHT)
+    places = spread([scale.y(metric.fitness) for metric in ordered], 15, HEAD + HEIGHT - 6)
     return [
         part
         for metric, place in zip(ordered, places, strict=True)
@@ -198,8 +200,8 @@ def _box(entry: Entry, index: int, place: tuple[float, float, float], best: bool
         f"<g><title>{escape(told(index, entry))}</title>"
         f'<rect class="{look}" fill-opacity="{opacity}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
         f'height="{BOX}" rx="4"/>'
-        f'<text x="{x + 6:.1f}" y="{y + 12:.1f}" class="value formula">{escape(_short(entry))}</text>'
-        f"{text_at(x + 6, y + 26, _below(entry), 'start')}</g>"
+        f'<text x="{x + 6:.1f}" y="{y + 13:.1f}" class="value formula">{escape(_short(entry))}</text>'
+        f"{text_at(x + 6, y + 28, _below(entry), 'start')}</g>"
     )
 
 

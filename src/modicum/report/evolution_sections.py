@@ -15,8 +15,8 @@ def progress(found: Search) -> str:
     """Every candidate, and the best so far."""
     key = '<span class="key"><i class="gain"></i>a candidate<i class="faint"></i>given up early</span>'
     note = (
-        "The line is the best so far. Heights are distances to the dense model in powers of ten; a pointer over a "
-        "point tells what the candidate is."
+        "The line is the best so far. Heights are distances to the dense model in powers of ten, and what is far "
+        "worse lies on the upper edge; a pointer over a point tells what the candidate is."
     )
     picture = figure("Perplexity, candidate by candidate", figures.progress(found), key)
     return section("How the search went", f'{picture}<p class="note">{note}</p>')

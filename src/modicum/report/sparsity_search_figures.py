@@ -32,7 +32,7 @@ def sparsities(found: SparsitySearch) -> str:
         if place % ceil(NARROWEST / each) == 0:
             parts.append(text_at(x, HEAD + HEIGHT + AXIS / 2, str(place), "middle"))
         if each > 48:
-            parts.append(text_at(x, top + 12, percent(share), "middle", "on-stored"))
+            parts.append(text_at(x, HEAD + HEIGHT - 14, percent(share), "middle", "on-stored"))
     y = _y(mean)
     parts.append(
         f'<path class="curve" stroke-dasharray="5 4" style="stroke:currentColor" d="M{LABEL} {y:.1f}H{WIDE}"/>'

@@ -117,7 +117,10 @@ def _summary(
             formulas.items(), [best.outcome.fitness, *known], prices, strict=True
         )
     ]
-    return MetricSearch(settings=settings, metrics=metrics, **bred.facts(model, fitness, dense))
+    facts = bred.facts(model, fitness, dense)
+    # To the search |W| is one letter; beside published formulas all are counted alike.
+    entries = [each.model_copy(update={"size": parse(each.genome, INPUTS).size}) for each in facts["entries"]]
+    return MetricSearch(settings=settings, metrics=metrics, **{**facts, "entries": entries})
 
 
 def _recipe(found: MetricSearch) -> Recipe:

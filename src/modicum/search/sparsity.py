@@ -113,7 +113,7 @@ def _summary(
 ) -> SparsitySearch:
     if bred.best.outcome.fitness is None:
         raise InvalidSetting("No candidate left the model a finite perplexity.", "Lower the sparsity.")
-    compared = dict(zip(("found", "uniform", "owl"), [bred.best.draft.genotype, *starts], strict=True))
+    compared = dict(zip(("found", "uniform", "OWL"), [bred.best.draft.genotype, *starts], strict=True))
     fitness.restore()
     dense, *_ = fitness.held_out([], unseen)
     allocations = [_allotted(name, shares, fitness, unseen) for name, shares in compared.items()]
