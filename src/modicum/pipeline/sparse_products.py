@@ -72,10 +72,8 @@ def to_device(
     layers = tuple(name for name, reason in dense.items() if not reason)
     for name in layers:
         model.get_submodule(name).enter_kernel_layout()
-    if layers:
-        model.hf_quantizer = ModicumQuantizer(
-            ModicumConfig()
-        )  # `save_pretrained` would write what nobody reads
+    if layers:  # `save_pretrained` would write what nobody reads; a quantizer makes it refuse
+        model.hf_quantizer = ModicumQuantizer(ModicumConfig())
     kernel = sparse24.kernel_for(device) if layers else None
     left = {name: reason for name, reason in dense.items() if reason}
     return SparseProducts(kernel.name if kernel else "", layers, left) if patterns else None
