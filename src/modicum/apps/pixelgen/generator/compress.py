@@ -100,7 +100,8 @@ def compress(
             promised = promised_by(layer_steps(part), Anatomy.of(network).layers(), start)
             compress_model(network, part, _calibration(objective, data, recipe.seed), promised=start)
         else:
-            transform(Anatomy.of(network), stage, lambda i, first=taken: of_step(first + i), promised)
+            contexts = [of_step(taken + index) for index in range(len(stage))]
+            transform(Anatomy.of(network), stage, contexts.__getitem__, promised)
             taken += len(stage)
             network.eval()
     return context.notes
