@@ -4,8 +4,8 @@
 
 Random weights (Gaussian, standard deviation 0.02) in blocks of the shape of Llama-3.1-8B, fewer of them, with 32,000
 words; coded by `modicum compress --method lossless.dfloat11`. Per batch: one step of generation with a cache, plain,
-coded, and coded with the codes in the memory of the host; and the logits of coded and plain are compared bit for bit.
-A step of the whole model of 32 blocks takes about so many times longer as it has more blocks.
+coded, coded and decoded ahead, and that with the codes in the memory of the host; and the logits of coded and plain are
+compared bit for bit. A step of the whole model of 32 blocks takes about so many times longer as it has more blocks.
 
 Prints a table and writes results/dfloat11-DATE.json. `--size tiny --device cpu` runs in seconds and shows only that it
 runs.
@@ -27,7 +27,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import modicum
 from modicum.evaluate import environment
-from modicum.pipeline.coded import load_coded
 
 sys.path.append(str(Path(__file__).parents[1]))
 from processes import write_results
@@ -77,11 +76,6 @@ def _now(device: torch.device) -> float:
     return perf_counter()
 
 
-def offloaded(directory: Path, device: str) -> Any:
-    """The coded model with its codes in the memory of the host."""
-    return load_coded(directory, torch.bfloat16, device, offload=True)
-
-
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure every way of keeping the weights at every batch."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -101,7 +95,12 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         ways: dict[str, Callable[[], Any]] = {
             "plain": lambda: modicum.load(plain, dtype=torch.bfloat16, device=given.device),
             "coded": lambda: modicum.load(coded, dtype=torch.bfloat16, device=given.device),
-            "coded, on the host": lambda: offloaded(coded, given.device),
+            "coded, ahead": lambda: modicum.load(
+                coded, dtype=torch.bfloat16, device=given.device, prefetch=True
+            ),
+            "coded, on the host": lambda: modicum.load(
+                coded, dtype=torch.bfloat16, device=given.device, offload=True, prefetch=True
+            ),
         }
         seen: dict[int, torch.Tensor] = {}
         for way, opened in ways.items():

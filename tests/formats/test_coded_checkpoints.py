@@ -32,7 +32,7 @@ from modicum.formats.coded_layout import Layout, coded_json
 from modicum.formats.manifest import Manifest
 from modicum.lossless import dfloat11
 from modicum.pipeline import storage_run
-from modicum.pipeline.coded import expand, load_coded
+from modicum.pipeline.coded import expand
 from modicum.pipeline.verifying import verify
 
 METHOD = "lossless.dfloat11"
@@ -444,6 +444,6 @@ def test_the_manifest_tells_ratio_and_bound(coded: Path) -> None:
 
 
 def test_codes_may_stay_with_the_host(llama: Path, coded: Path, toolbox: Any) -> None:
-    model = load_coded(coded, offload=True)
+    model: Any = modicum.load(coded, offload=True, prefetch=True)
     assert not any(name.endswith("encoded_exponent") for name, _ in model.named_buffers())
     assert torch.equal(toolbox.logits_of(model), toolbox.logits_of(modicum.load(llama)))

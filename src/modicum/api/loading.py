@@ -29,6 +29,8 @@ def load(
     device: str = "cpu",
     text_encoder: str | Path | None = None,
     sparse_kernels: bool = False,
+    offload: bool = False,
+    prefetch: bool = False,
 ) -> nn.Module:
     """Open a model: a directory, a nano model's name, or a hub id. Integer weights stay packed.
 
@@ -43,6 +45,10 @@ def load(
         device: where it goes.
         text_encoder: directory of flan-t5-xl, for an Infinity that is to read prompts.
         sparse_kernels: let 2:4 layers stay 2:4 where the kernels of the device take them; they cannot be trained.
+        offload: keep the codes of a DFloat11 language model in the memory of the host, and send them to the GPU block
+            by block.
+        prefetch: decode the next block of such a model beside the computation, on a GPU. Products may then round
+            otherwise from run to run (see `modicum.weights.lanes`).
 
     Raises:
         InvalidSetting: a text encoder for a model that takes none.
@@ -62,4 +68,6 @@ def load(
         return load_images(directory, kind, dtype, device, text_encoder)
     if is_cifar_resnet(directory):
         return load_resnet(directory, device)
-    return load_model(directory, dtype, device, sparse_kernels=sparse_kernels)
+    return load_model(
+        directory, dtype, device, sparse_kernels=sparse_kernels, offload=offload, prefetch=prefetch
+    )

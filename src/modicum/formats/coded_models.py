@@ -166,18 +166,19 @@ def opened(shards: CodedShards, build: Callable[[dict[str, Tensor], Prepare], Bu
     return model
 
 
-def start(model: nn.Module, groups: Sequence[Group]) -> CodedWeights:
+def start(model: nn.Module, groups: Sequence[Group], prefetch: bool = False) -> CodedWeights:
     """Check all groups, and decode from now on. The model is for inference: no parameter asks for gradients.
 
     Args:
         model: of the groups, filled.
         groups: of `install`.
+        prefetch: on a GPU, decode the next group on a stream beside that of the computation.
 
     Raises:
         CheckpointError: a group is damaged.
     """
     model.requires_grad_(False)
-    coded = CodedWeights(groups)
+    coded = CodedWeights(groups, torch.cuda if prefetch else None)
     coded.check()
     model.coded_weights = coded  # type: ignore[assignment]
     return coded

@@ -36,7 +36,12 @@ REST_BYTES = 1 << 28
 
 
 def load_coded(
-    directory: Path, dtype: torch.dtype | None = None, device: str = "cpu", *, offload: bool = False
+    directory: Path,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    *,
+    offload: bool = False,
+    prefetch: bool = False,
 ) -> nn.Module:
     """A model of transformers whose weights are coded without loss, in evaluation mode.
 
@@ -47,6 +52,7 @@ def load_coded(
         dtype: compute dtype; that of the checkpoint by default.
         device: where the model goes.
         offload: keep the codes in the memory of the host.
+        prefetch: on a GPU, decode the next block beside the computation (see `weights.lanes`).
 
     Raises:
         CheckpointError: files are missing, damaged, or do not fit together.
@@ -69,7 +75,7 @@ def load_coded(
     )
     fill(groups, shards, torch.device(device), offload)
     if runs(shards):
-        start(model, groups)
+        start(model, groups, prefetch)
     _read_generation(model, directory)
     return model.eval()
 

@@ -28,7 +28,13 @@ from modicum.pipeline.sparse_products import to_device
 
 
 def load_model(
-    directory: Path, dtype: torch.dtype | None = None, device: str = "cpu", *, sparse_kernels: bool = False
+    directory: Path,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    *,
+    sparse_kernels: bool = False,
+    offload: bool = False,
+    prefetch: bool = False,
 ) -> nn.Module:
     """The model of a checkpoint directory, in eval mode; integer weights stay packed.
 
@@ -38,12 +44,14 @@ def load_model(
         device: where the model goes.
         sparse_kernels: let layers be 2:4 matrices that the kernels of the device take; what became of every N:M
             layer is in the model's `sparse_products`.
+        offload: of a DFloat11 model, as of `load_coded`.
+        prefetch: of a DFloat11 model, as of `load_coded`.
 
     Raises:
         CheckpointError: files are missing, corrupt, or do not fit together.
     """
     if is_published(directory) or Layout.of(Manifest.present(directory), directory) is not None:
-        return load_coded(directory, dtype, device)
+        return load_coded(directory, dtype, device, offload=offload, prefetch=prefetch)
     config = read_config(directory)
     # What is damaged is named here, before transformers stumbles over it.
     check_sizes(config, Shards(directory), directory)

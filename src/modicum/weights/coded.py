@@ -159,8 +159,8 @@ class CodedWeights:
 
     Args:
         groups: of the model.
-        streams: what has the interface of `torch.cuda` to decode ahead with; by default that itself on a GPU, and
-            nothing elsewhere.
+        streams: what has the interface of `torch.cuda` to decode ahead with, beside the computation; that itself does
+            so on a GPU only. None decodes when a group's turn comes.
     """
 
     def __init__(self, groups: Sequence[Group], streams: Any = None) -> None:
@@ -212,8 +212,8 @@ class CodedWeights:
         if key not in self._lanes:
             used = {group.device for group in self.groups}
             self._lanes = {place: lane for place, lane in self._lanes.items() if place[0] in used}
-            streams = self.streams or (torch.cuda if device.type == "cuda" else None)
-            self._lanes[key] = Lane(device, streams)
+            elsewhere = self.streams is torch.cuda and device.type != "cuda"
+            self._lanes[key] = Lane(device, None if elsewhere else self.streams)
         return self._lanes[key]
 
 
