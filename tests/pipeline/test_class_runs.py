@@ -108,7 +108,7 @@ class TestEveryKind:
         drawn = model.generate([0, 2], seed=1, steps=2, **few)
         assert drawn.shape == (2, 2, 4, 4)
         assert drawn.isfinite().all()
-        with pytest.raises(CheckpointError, match="compressed weights"):
+        with pytest.raises(CheckpointError, match="quantized weights"):
             modicum.compress(tmp_path / "small", "prune.oracle", out=tmp_path / "again")
 
     def test_what_is_on_disk_computes_what_memory_does(self, kind: str, tmp_path: Path) -> None:

@@ -80,12 +80,12 @@ def refuse_untrainable(directory: Path) -> None:
     )
     if packed:
         raise CheckpointError(
-            f"{directory} holds quantized weights ({', '.join(packed)}), which cannot be trained.",
-            "Recover the model before it is quantized, and quantize the result: both can stand in one recipe.",
+            f"{directory} holds quantized weights ({', '.join(packed)}), which no such step can change.",
+            "Prune and recover the model before it is quantized; all can stand in one recipe.",
         )
     if manifest is not None and manifest.coded:
         raise CheckpointError(
-            f"{directory} holds weights that are coded without loss, which cannot be trained.",
+            f"{directory} holds weights that are coded without loss, which no such step can change.",
             f"Write them out first: modicum export {directory} --plain --out DIRECTORY",
         )
 
