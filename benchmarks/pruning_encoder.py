@@ -18,7 +18,7 @@ from statistics import mean
 
 import torch
 from kept_rows import KeptRows, Row
-from pruning import METHODS, SETTINGS, recipe
+from pruning import METHODS, SETTINGS, fits, recipe
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,8 +53,11 @@ def table(runs: Sequence[dict[str, Row]], key: str, digits: int) -> str:
     settings = list(dict.fromkeys(name.split(" at ")[1] for name in runs[0]))
     lines = [f"| method | {' | '.join(settings)} |", "|---|" + "---:|" * len(settings)]
     for method in methods:
-        scores = [[run[f"{method} at {setting}"][key] for run in runs] for setting in settings]
-        cells = [f"{mean(s):.{digits}f} ± {(max(s) - min(s)) / 2:.{digits}f}" for s in scores]
+        scores = [
+            [run[f"{method} at {setting}"][key] for run in runs] if fits(method, setting) else []
+            for setting in settings
+        ]
+        cells = [f"{mean(s):.{digits}f} ± {(max(s) - min(s)) / 2:.{digits}f}" if s else "" for s in scores]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -77,7 +80,7 @@ def main() -> None:
     held_out = windows(load_text(None, "heldout"), tokenizer, 32, given.sentences, seed=0)
     whole = embeddings(modicum.load(given.model), held_out)
     for setting in given.settings:
-        for method in given.methods:
+        for method in [each for each in given.methods if fits(each, setting)]:
             for seed in given.seeds:
 
                 def measure(method: str = method, setting: str = setting, seed: int = seed) -> Row:
