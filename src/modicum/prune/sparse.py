@@ -19,7 +19,7 @@ from modicum.weights.properties import NMPattern, Property, ZeroMask
 class Sparse(LayerMethod):
     """Every layer loses the same share of its weights, unless an allocation gives each its own.
 
-    An allocation is resolved before the first layer is worked on (`modicum.pipeline.sparsity`): the step is then given
+    An allocation is resolved before the first layer is worked on (`modicum.pipeline.sharing`): the step is then given
     the share of each layer, and is asked for its copy for that layer. `compress` knows one sparsity, its own.
     """
 
