@@ -32,7 +32,7 @@ def test_all_ways_run_and_give_the_same_bits(tmp_path: Path) -> None:
     ]
     rows = module.main([*line, "--out", str(tmp_path)])
     assert [(row["way"], row["batch"]) for row in rows] == [
-        (way, batch) for way in ("plain", "coded", "coded, on the host") for batch in (1, 3)
+        (way, batch) for way in ("plain", "coded", "coded, ahead", "coded, on the host") for batch in (1, 3)
     ]
     assert all(row["same"] for row in rows)
     (written,) = tmp_path.iterdir()
