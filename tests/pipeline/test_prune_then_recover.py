@@ -258,8 +258,8 @@ def test_narrow_and_masked_at_once(
 def test_nano_lm_recovers(lora: int | None) -> None:
     directory = zoo.path("nano-lm")
     tokenizer = load_tokenizer(directory)
-    held_out = token_stream(load_text(None, "heldout"), tokenizer, 512)
-    stream = token_stream(load_text(None, "train")[:40], tokenizer, 64 * 64)
+    held_out = token_stream(load_text(None, "heldout"), tokenizer, 256)
+    stream = token_stream(load_text(None, "train")[:20], tokenizer, 32 * 64)
     model = modicum.load(directory, dtype=torch.float32)
     modicum.compress(model, Magnitude(pattern="2:4"))
     before, masks = (
@@ -267,8 +267,8 @@ def test_nano_lm_recovers(lora: int | None) -> None:
         [at.weight == 0 for at in Anatomy.of(model).layers()],
     )
     promised = {layer.name: frozenset({ZeroMask(), NMPattern(2, 4)}) for layer in Anatomy.of(model).layers()}
-    data = Table({"input_ids": stream.view(64, 64)})
-    how = Recipe.of(Finetune(steps=6, batch=4, lr=1e-3, final_lr=1e-3, lora=lora))
+    data = Table({"input_ids": stream.view(32, 64)})
+    how = Recipe.of(Finetune(steps=4, batch=4, lr=1e-3, final_lr=1e-3, lora=lora))
     transform_loaded(model, how, data, promised=promised)
     assert perplexity(model, held_out, 128).ppl < before
     for mask, layer in zip(masks, Anatomy.of(model).layers(), strict=True):

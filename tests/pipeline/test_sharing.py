@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from modicum import api
+from modicum.cli.app import app
+from modicum.cli.failures import explain
 from modicum.errors import UnknownName, UnusableData
 from modicum.formats.manifest import Manifest
 from modicum.models import Anatomy
@@ -210,19 +212,19 @@ def test_plans_say_how_the_sparsity_is_shared(tiny_models: Any) -> None:
 
 
 def test_the_command_line_tells_the_range(
-    tiny_models: Any, token_file: Path, tmp_path: Path, toolbox: Any
+    tiny_models: Any, token_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = toolbox.command(
-        "compress", tiny_models("llama"), "--method", "prune.wanda", "--set", "sparsity=0.6", "--set",
-        "allocation=owl:3:0.1", "--calibration", token_file, "--samples", 16, "--length", 32, "--out",
-        tmp_path / "out",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    line = [
+        "compress", str(tiny_models("llama")), "--method", "prune.wanda", "--set", "sparsity=0.6", "--set",
+        "allocation=owl:3:0.1", "--calibration", str(token_file), "--samples", "16", "--length", "32", "--out",
+        str(tmp_path / "out"),
+    ]  # fmt: skip
+    assert explain(app, line) == 0
     table = Manifest.read(tmp_path / "out").notes["prune.wanda"]["sparsities"].values()
-    assert f"{min(table):.1%} to {max(table):.1%} by layer" in " ".join(done.stdout.split())
-    wrong = toolbox.command("plan", "nano-lm", "--method", "prune.wanda", "--set", "allocation=owls.json")
-    assert wrong.returncode == 2
-    assert "there is no file 'owls.json'" in " ".join(wrong.stderr.split())
+    assert f"{min(table):.1%} to {max(table):.1%} by layer" in " ".join(capsys.readouterr().out.split())
+    wrong = ["plan", "nano-lm", "--method", "prune.wanda", "--set", "allocation=owls.json"]
+    assert explain(app, wrong) == 2
+    assert "there is no file 'owls.json'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_score_that_reads_no_data_does_for_its_outliers() -> None:
