@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -71,6 +73,16 @@ def _decode_on_gpu(prepared: Prepared, out: Tensor) -> None:
     decode_gpu(prepared, out)
 
 
+@lru_cache
+def _helpers(threads: int) -> ThreadPoolExecutor:
+    """Threads beside the caller's, which wait for the next group instead of being started for each."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="huffman")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child has none of these threads
+
+
 def check_gaps(prepared: Prepared) -> None:
     """Compare every gap with the codes of a group on a CPU; decoding there reads only the first gap of a block.
 
@@ -103,11 +115,8 @@ def decode_compiled(prepared: Prepared, out: Tensor, threads: int = 1) -> None:
         return int(loops.decode_blocks(*blocks, *places, *code, raw, out.numpy().view(np.uint16)))
 
     threads = max(1, min(threads, prepared.blocks))
-    ranges = list(pairwise(np.linspace(0, prepared.blocks, threads + 1).astype(int).tolist()))
-    if threads == 1:
-        wrong = some(ranges[0])
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            wrong = max(pool.map(some, ranges))
+    mine, *others = pairwise(np.linspace(0, prepared.blocks, threads + 1).astype(int).tolist())
+    found = [_helpers(threads - 1).submit(some, blocks) for blocks in others]
+    wrong = max(some(mine), *(each.result() for each in found), -1)
     if wrong >= 0:
         refuse(prepared.name, f"the codes of block {wrong} do not end where those of the next begin")
