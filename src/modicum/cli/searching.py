@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import Console
+    from rich.table import Table
 
     from modicum.search import Individual
 
@@ -103,14 +104,12 @@ def prune_metric(
             windows=windows,
             seed=seed,
         )
-    found = found.model_copy(update={"command": shlex.join(["modicum", *sys.argv[1:]])})
+    found = found.model_copy(update={"command": _command()})
     page = write_search_report(found, out)
     if as_json:
         print_json(found.model_dump(mode="json", exclude={"entries"}))
-    screen.print(search_table(found))
-    screen.print(_took(found.generation_seconds))
-    screen.print(f'Use it   --method prune.pruner_zero --set metric="{found.found.formula}"', soft_wrap=True)
-    screen.print(f"Recipe   {out / 'best.yaml'}\nReport   {page}", soft_wrap=True)
+    use = f'--method prune.pruner_zero --set metric="{found.found.formula}"'
+    _conclude(screen, search_table(found), found.generation_seconds, use, out, page)
 
 
 def sparsity(
@@ -159,14 +158,26 @@ def sparsity(
             windows=windows,
             seed=seed,
         )
-    found = found.model_copy(update={"command": shlex.join(["modicum", *sys.argv[1:]])})
+    found = found.model_copy(update={"command": _command()})
     page = write_sparsity_report(found, out)
     if as_json:
         print_json({**found.model_dump(mode="json", exclude={"entries"}), "table": found.table})
-    screen.print(sparsity_table(found))
-    screen.print(_took(found.generation_seconds))
-    screen.print(f"Use it   --method {method} --set sparsity={sparsity:g} --set allocation={out / 'sparsity.json'}",
-                 soft_wrap=True)  # fmt: skip
+    use = f"--method {method} --set sparsity={sparsity:g} --set allocation={out / 'sparsity.json'}"
+    _conclude(screen, sparsity_table(found), found.generation_seconds, use, out, page)
+
+
+def _command() -> str:
+    """What was typed, for the report."""
+    return shlex.join(["modicum", *sys.argv[1:]])
+
+
+def _conclude(
+    screen: Console, table: Table, seconds: Sequence[float], use: str, out: Path, page: Path
+) -> None:
+    """Print what was found, what it took, and where it lies."""
+    screen.print(table)
+    screen.print(_took(seconds))
+    screen.print(f"Use it   {use}", soft_wrap=True)
     screen.print(f"Recipe   {out / 'best.yaml'}\nReport   {page}", soft_wrap=True)
 
 
