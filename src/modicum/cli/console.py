@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +53,19 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def plan_table(plan: Plan) -> Table:
-    """The first screen of a run: what it will do and need."""
+def labelled(rows: Iterable[tuple[str, str]] = ()) -> Table:
+    """Two columns without lines, of labels and what they are for."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def plan_table(plan: Plan) -> Table:
+    """The first screen of a run: what it will do and need."""
+    table = labelled()
     layers = f"{len(plan.layers)} of {len(plan.layers) + len(plan.skipped)} weight matrices in {plan.blocks} blocks"
     table.add_row("model", f"{Path(plan.model).name}  ({plan.family}, {plan.dtype})")
     for steps, count in Counter(layer.steps for layer in plan.layers).items():

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group
-from rich.table import Table
 
-from modicum.cli.console import duration, plan_table, size
+from modicum.cli.console import duration, labelled, plan_table, size
 from modicum.cli.whole_plan import whole_plan_table
 
 if TYPE_CHECKING:
@@ -20,11 +19,7 @@ def storage_plan_table(plan: StoragePlan) -> Group:
     """The plan of the steps before, if there are any, and what the storage step will do and need."""
     from modicum.pipeline.plan import Plan
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
-    for row in _rows(plan):
-        table.add_row(*row)
+    table = labelled(_rows(plan))
     if plan.before is None:
         return Group(table)
     first = plan_table(plan.before) if isinstance(plan.before, Plan) else whole_plan_table(plan.before)

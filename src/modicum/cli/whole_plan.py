@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from modicum.cli.console import size
+from modicum.cli.console import labelled, size
 
 if TYPE_CHECKING:
     from modicum.pipeline.whole_plan import StepPlan, WholePlan
@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 
 def whole_plan_table(plan: WholePlan) -> Table:
     """What the run will do, what it needs, and what nobody knows yet."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
-    for row in _rows(plan):
-        table.add_row(*row)
-    return table
+    return labelled(_rows(plan))
 
 
 def _rows(plan: WholePlan) -> Iterator[tuple[str, str]]:
