@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from modicum.errors import InvalidSetting, RecipeConflict
 from modicum.formats.compressed_tensors import expressible
 from modicum.kernels.grids import IntegerScheme
+from modicum.kernels.products import widened_products
 from modicum.method import LayerMethod
 from modicum.models import Layer
 from modicum.pipeline.footprint import hidden_width, peak_memory
@@ -243,8 +244,9 @@ def _seconds(source: Source, steps: Sequence[LayerMethod], tokens: int, propagat
 
 
 @cache
+@widened_products()
 def _flops_per_second(dtype: torch.dtype, size: int = 256) -> float:
-    """Measured once per process: a processor without bfloat16 units takes long for even one product."""
+    """As a run multiplies, measured once per process: even one product takes a while."""
     a = torch.ones(size, size, dtype=dtype)
     a @ a
     started = time.perf_counter()
